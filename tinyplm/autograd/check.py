@@ -1,0 +1,191 @@
+"""Gradient checking: is a pullback the derivative of its forward pass?
+
+Backward gives a gradient; differences of function values give another, from the forward pass alone. In float64, with
+a stencil of four points, the two agree to about ten digits when the pullback is right.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ..backend import namespace
+from ..errors import DtypeError, TinyplmError
+from ..types import Array
+from .engine import Tensor, is_float, no_grad
+
+STEP = 1e-4
+EACH = 48
+"""Up to this many values are checked one by one; more are checked along random directions."""
+DIRECTIONS = 4
+
+
+class GradientError(TinyplmError, AssertionError):
+    """A gradient that is not the derivative."""
+
+
+class KinkError(TinyplmError, ArithmeticError):
+    """A point at which the function has no derivative, such as a tie of max; choose another."""
+
+
+@dataclass(frozen=True)
+class GradientCheck:
+    """What a check found.
+
+    Attributes:
+        error: the largest difference between gradient and derivative, relative to the derivative's size.
+        derivatives: how many were compared.
+    """
+
+    error: float
+    derivatives: int
+
+
+def check_grad(
+    function: Callable[..., Any],
+    *inputs: Any,
+    wrt: Sequence[Tensor] = (),
+    tolerance: float = 1e-6,
+    seed: int = 0,
+) -> GradientCheck:
+    """Compare the gradient of function with differences of its values.
+
+    The result, or each of several, is first weighted with random numbers and added up. Up to 48 values are moved one
+    by one; beyond that everything is moved along random directions. The derivative is taken with four points,
+    (8 (f(h) - f(-h)) - (f(2h) - f(-2h))) / 12 h, whose error is of order h^4.
+
+    Args:
+        function: takes the inputs as tensors, returns a tensor or a tuple of them. It must give the same values when
+            called again: with dropout, make the generator inside it.
+        inputs: arrays, numbers or tensors. Floats become float64 and are checked; integers and booleans pass.
+        wrt: float64 tensors that function uses from outside, parameters of a model for example; checked too.
+        tolerance: largest relative error allowed.
+        seed: of the weights and directions.
+
+    Raises:
+        GradientError: the gradient is wrong; the message says where and by how much.
+        KinkError: the function has no derivative here, judged by its values alone.
+    """
+    rng = np.random.default_rng(seed)
+    arguments = [_argument(x) for x in inputs]
+    leaves = [x for x in arguments if isinstance(x, Tensor)] + list(wrt)
+    for tensor in wrt:
+        if tensor.dtype != np.float64 or not tensor.requires_grad:
+            raise DtypeError(
+                f"check_grad: a tensor of wrt is {tensor.dtype} with requires_grad={tensor.requires_grad}; it must be "
+                "float64 and want a gradient."
+            )
+    weights: list[Array] = []
+
+    def value() -> Any:
+        result = function(*arguments)
+        results = result if isinstance(result, tuple) else (result,)
+        if not weights:
+            weights.extend(rng.uniform(0.5, 1.5, r.shape) for r in results)
+        total: Any = 0.0
+        for r, w in zip(results, weights, strict=True):
+            total = total + (r * namespace(r.array).asarray(w)).sum()
+        return total
+
+    for leaf in leaves:
+        leaf.grad = None
+    total = value()
+    if total.requires_grad:
+        total.backward()
+    gradient = [_numpy(leaf) for leaf in leaves]
+    error, count = 0.0, 0
+    with no_grad():
+        size = sum(leaf.size for leaf in leaves)
+        for directions in _directions(leaves, size, rng):
+            claimed = float(sum((g * d).sum() for g, d in zip(gradient, directions, strict=True)))
+            spread = float(sum(((g * d) ** 2).sum() for g, d in zip(gradient, directions, strict=True)))
+            derivative, noise = _derivative(lambda: float(value().item()), leaves, directions)
+            size_of_it = max(abs(derivative), spread**0.5, noise)
+            off = abs(claimed - derivative) / size_of_it if size_of_it else 0.0
+            error, count = max(error, off), count + 1
+            if not off <= tolerance:
+                raise GradientError(
+                    f"gradient {claimed:.12g}, but the function changes by {derivative:.12g} per unit "
+                    f"{_where(leaves, directions)}: relative error {off:.1e}, allowed {tolerance:.0e}."
+                )
+    return GradientCheck(error, count)
+
+
+def _argument(x: Any) -> Any:
+    array = x.array if isinstance(x, Tensor) else x
+    if isinstance(array, float):
+        array = np.float64(array)
+    if hasattr(array, "dtype") and is_float(array):
+        return Tensor(array, requires_grad=True, dtype=np.float64)
+    return x
+
+
+def _numpy(leaf: Tensor) -> Array:
+    if leaf.grad is None:
+        return np.zeros(leaf.shape)
+    if leaf.grad.shape != leaf.shape or leaf.grad.dtype != leaf.dtype:
+        raise GradientError(
+            f"the gradient of a {leaf.dtype} {leaf.shape} came as {leaf.grad.dtype} {leaf.grad.shape}."
+        )
+    return np.asarray(Tensor.wrap(leaf.grad).numpy())
+
+
+def _directions(leaves: list[Tensor], size: int, rng: np.random.Generator) -> Any:
+    """Each value by itself where there are few, else a few random directions of length one."""
+    if size > EACH:
+        for _ in range(DIRECTIONS):
+            drawn = [rng.standard_normal(leaf.shape) for leaf in leaves]
+            length = sum(float((d * d).sum()) for d in drawn) ** 0.5
+            yield [d / length for d in drawn]
+        return
+    for chosen, leaf in enumerate(leaves):
+        for place in np.ndindex(leaf.shape):
+            directions = [np.zeros(other.shape) for other in leaves]
+            directions[chosen][place] = 1.0
+            yield directions
+
+
+def _derivative(
+    value: Callable[[], float], leaves: list[Tensor], directions: list[Array]
+) -> tuple[float, float]:
+    """The derivative along the directions, and the size below which rounding hides it."""
+    before = [leaf.numpy() for leaf in leaves]
+    largest = max((float(np.abs(b[d != 0]).max()) for b, d in zip(before, directions, strict=True) if (d != 0).any()))
+    step = STEP * max(1.0, largest) if len(leaves) == 1 or largest < 1e3 else STEP
+
+    def at(distance: float) -> float:
+        for leaf, b, d in zip(leaves, before, directions, strict=True):
+            leaf.write()[...] = namespace(leaf.array).asarray(b + distance * d)
+        return value()
+
+    try:
+        here = at(0.0)
+        estimates, gaps, largest_value = [], [], abs(here)
+        for h in (step, step / 8):
+            up, down, up2, down2 = at(h), at(-h), at(2 * h), at(-2 * h)
+            estimates.append((8 * (up - down) - (up2 - down2)) / (12 * h))
+            gaps.append(abs(up - 2 * here + down) / h)
+            largest_value = max(largest_value, abs(up), abs(down))
+    finally:
+        for leaf, b in zip(leaves, before, strict=True):
+            leaf.write()[...] = namespace(leaf.array).asarray(b)
+    rounding = 16 * np.finfo(np.float64).eps * largest_value / (step / 8)
+    scale = max(map(abs, estimates))
+    if (
+        gaps[1] > max(0.5 * gaps[0], 1e-5 * scale, rounding)
+        or abs(estimates[0] - estimates[1]) > max(1e-5 * scale, rounding)
+    ):
+        raise KinkError(
+            f"the function has no derivative here: steps of {step:.0e} and {step / 8:.0e} give {estimates[0]:.9g} and "
+            f"{estimates[1]:.9g}, and its slope jumps by {gaps[1]:.3g}. Choose a point away from kinks and ties."
+        )
+    return estimates[0], 1e6 * 16 * np.finfo(np.float64).eps * largest_value / step
+
+
+def _where(leaves: list[Tensor], directions: list[Array]) -> str:
+    places = [(i, np.argwhere(d != 0)) for i, d in enumerate(directions)]
+    if sum(len(p) for _, p in places) == 1:
+        ((i, place),) = [(i, p[0].tolist()) for i, p in places if len(p)]
+        return f"at {place} of input {i}, of shape {leaves[i].shape}"
+    return f"along a random direction of inputs of shapes {[leaf.shape for leaf in leaves]}"

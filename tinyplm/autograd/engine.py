@@ -1,0 +1,523 @@
+"""The engine: tensors, the graph they leave behind, and the walk back through it.
+
+An op is a function on arrays that returns its result and its pullback. Calling it on tensors runs the function and,
+when a gradient is wanted, leaves a `Node`: the pullback and where its gradients go. Nodes are numbered as they are
+made, so that number is a topological order: `backward` collects what is reachable with a stack of its own, visits it
+newest first, and never recurses. A pullback is dropped as soon as it has run; with it goes the memory it kept.
+"""
+
+import functools
+import inspect
+import itertools
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from operator import attrgetter
+from typing import Any, TypeVar
+
+import numpy as np
+
+from ..backend import is_array, namespace
+from ..errors import DtypeError, GraphError, NonFiniteError, ShapeError, TinyplmError
+from ..types import Array
+from . import guard
+
+OPS: dict[str, Callable[..., Any]] = {}
+"""Every op by name, as defined: on arrays, returning result and pullback."""
+
+_clock = itertools.count(1)  # numbers nodes and announced writes
+
+
+class _Mode(threading.local):
+    """What this thread does while it computes."""
+
+    recording = True
+    anomaly = False
+
+
+mode = _Mode()
+_modes_in_use = (
+    0  # blocks of no_grad and detect_anomaly open in any thread; 0 spares looking at the mode
+)
+_last_write = 0
+
+
+class Node:
+    """One application of an op: its pullback, and the nodes or leaves that want the gradients."""
+
+    __slots__ = ("grad", "name", "number", "owned", "parents", "part", "pullback", "taken")
+
+    def __init__(self, name: str, parents: Any, pullback: Any) -> None:
+        self.name = name
+        self.parents = parents  # one per positional input: a Node, a leaf Tensor, or None
+        self.pullback = pullback
+        self.number = next(_clock)
+        self.grad: Any = None  # of the result, while backward gathers it
+        self.owned = False  # whether grad may be added to in place
+        self.part: int | None = None  # which result of its only parent this node stands for
+        self.taken: dict[int, int] | None = None  # checksums, see guard
+
+
+class Tensor:
+    """Values, perhaps with a gradient, and the node that made them.
+
+    Args:
+        data: an array of NumPy or CuPy, numbers, or nested lists of numbers. It is copied: a tensor owns its memory.
+        requires_grad: whether `backward` shall leave a gradient in `.grad`.
+        dtype: converts to this dtype; by default the data keeps its own.
+
+    Raises:
+        DtypeError: data is not numeric, or a gradient is asked of integers.
+    """
+
+    __slots__ = ("__weakref__", "_array", "_node", "grad", "requires_grad")
+    __array_ufunc__ = None  # so that ndarray + Tensor asks the Tensor
+
+    def __init__(self, data: Any, requires_grad: bool = False, dtype: Any = None) -> None:
+        if isinstance(data, Tensor):
+            data = data._array
+        array = namespace(data).array(data, dtype=dtype, copy=True)
+        if not _is_numeric(array):
+            raise DtypeError(f"Tensor holds numbers, but the data has dtype {array.dtype}.")
+        if requires_grad and not is_float(array):
+            raise DtypeError(
+                f"A tensor of dtype {array.dtype} cannot have a gradient; only float64, float32, float16 and "
+                "bfloat16 can. Convert it: Tensor(data, dtype='float32', requires_grad=True)."
+            )
+        self._array: Array = array
+        self._node: Node | None = None
+        self.requires_grad = requires_grad
+        self.grad: Array | None = None
+
+    @classmethod
+    def wrap(cls, array: Array, requires_grad: bool = False) -> "Tensor":
+        """A tensor around an array that nobody else will write to; no copy."""
+        tensor = cls.__new__(cls)
+        tensor._array, tensor._node = array, None
+        tensor.requires_grad, tensor.grad = requires_grad, None
+        return tensor
+
+    @property
+    def array(self) -> Array:
+        """The values, to be read."""
+        view = self._array.view()
+        if namespace(view) is np:
+            view.flags.writeable = False
+        return view
+
+    @property
+    def data(self) -> Array:
+        """The values, to be read or written; the engine watches for changes that would spoil a gradient."""
+        guard.expose(self._array)
+        return self._array
+
+    @data.setter
+    def data(self, array: Array) -> None:
+        if array is self._array:  # the end of `tensor.data -= ...`
+            return
+        if self._node is not None:
+            raise GraphError(
+                f"data of a result of {self._node.name} cannot be replaced, as its graph is still there; "
+                "compute a new tensor, or detach() first."
+            )
+        array = namespace(self._array).asarray(array)
+        if array.shape != self.shape or array.dtype != self.dtype:
+            raise ShapeError(
+                f"data of a tensor of {describe(self._array)} cannot be replaced by {describe(array)}; "
+                "make a new Tensor for another shape or dtype."
+            )
+        guard.expose(array)
+        self._array = array
+
+    def write(self) -> Array:
+        """The values, to be written in place now: an update. Graphs that still need the old values will refuse."""
+        global _last_write
+        _last_write = next(_clock)
+        guard.announce(self._array, _last_write)
+        return self._array
+
+    shape = property(lambda self: self._array.shape, doc="Length of each axis.")
+    dtype = property(lambda self: self._array.dtype, doc="Type of the values.")
+    ndim = property(lambda self: self._array.ndim, doc="Number of axes.")
+    size = property(lambda self: self._array.size, doc="Number of values.")
+
+    def item(self) -> float:
+        """The only value, as a Python number."""
+        if self.size != 1:
+            raise ShapeError(f"item() needs one value; this tensor has shape {self.shape}.")
+        return self._array.item()  # type: ignore[no-any-return]
+
+    def numpy(self) -> Array:
+        """A copy of the values as a NumPy array."""
+        return np.array(self._array) if namespace(self._array) is np else self._array.get()  # type: ignore[attr-defined,no-any-return]
+
+    def detach(self) -> "Tensor":
+        """The same values without their history."""
+        return Tensor.wrap(self._array)
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> Array:
+        return np.array(self.numpy(), dtype=dtype)
+
+    def __len__(self) -> int:
+        return len(self._array)
+
+    def __bool__(self) -> bool:
+        return bool(self._array)
+
+    def __repr__(self) -> str:
+        made = f", op={self._node.name}" if self._node else ""
+        wants = ", requires_grad=True" if self.requires_grad else ""
+        return f"Tensor({np.array2string(self.numpy(), separator=', ')}, dtype={self.dtype}{wants}{made})"
+
+    def backward(self, gradient: Any = None) -> None:
+        """Add the gradient of this tensor to `.grad` of every leaf that it depends on.
+
+        Args:
+            gradient: of something with respect to this tensor, of its shape; 1 when this tensor has one value.
+
+        Raises:
+            GraphError: no gradient is wanted, the graph is gone, or kept values were changed in place.
+            ShapeError: gradient is missing for a tensor of several values, or has another shape.
+        """
+        array = self._array
+        if not self.requires_grad:
+            raise GraphError(
+                "backward() from a tensor that depends on nothing with requires_grad=True. Was it computed under "
+                "no_grad, or from detached tensors?"
+            )
+        if gradient is None:
+            if array.size != 1:
+                raise ShapeError(
+                    f"backward() from a tensor of shape {self.shape} needs a gradient of that shape; without one "
+                    "only a single value can be differentiated. Sum or average it first."
+                )
+            gradient = namespace(array).ones_like(array)
+        else:
+            gradient = gradient._array if isinstance(gradient, Tensor) else gradient
+            gradient = namespace(array).array(gradient, copy=True)
+            if gradient.shape != array.shape or not is_float(gradient):
+                raise ShapeError(
+                    f"backward() was given a gradient of {describe(gradient)} for a tensor of {describe(array)}; "
+                    "the shapes must be equal and the gradient float."
+                )
+            gradient = gradient.astype(array.dtype, copy=False)
+        _walk_back(self._node or self, gradient)
+
+
+_T = TypeVar("_T", bound=Callable[..., Any])
+
+
+def op(function: _T) -> _T:
+    """Make an op of a function on arrays that returns its result and its pullback.
+
+    Positional arguments are tensors, arrays or numbers; what may carry a gradient is positional, the rest keyword.
+    The pullback takes the gradient of the result and returns one gradient per positional argument: an array of the
+    argument's shape and dtype, a function of no arguments that makes it, or None. A function that returns a tuple of
+    results gets a tuple of gradients, None for a result that was not used. `on_arrays` is the undecorated function.
+    """
+    name = function.__name__.strip("_")
+    parameters = inspect.signature(function).parameters.values()
+    names = [p.name for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD]
+    options = [p.name for p in parameters if p.kind is p.KEYWORD_ONLY]
+    any_number = any(p.kind is p.VAR_POSITIONAL for p in parameters)
+    most = 1_000_000 if any_number else len(names)
+
+    @functools.wraps(function)
+    def call(*inputs: Any, **attributes: Any) -> Any:
+        if len(inputs) > most or attributes:
+            inputs, attributes = _arranged(name, names, options, most, inputs, attributes)
+        arrays: list[Any] = []
+        parents: list[Any] = []
+        wanted = outside = False
+        for x in inputs:
+            parent = None
+            if x.__class__ is Tensor:
+                arrays.append(x._array)
+                if x.requires_grad:
+                    wanted = True
+                    parent = x._node or x
+            elif x.__class__ is float or x.__class__ is int:
+                arrays.append(x)
+            elif isinstance(
+                x, np.generic
+            ):  # a NumPy scalar is a number, no reason for another dtype
+                arrays.append(x.item())
+            else:
+                arrays.append(x)
+                outside = True
+            parents.append(parent)
+        try:
+            result, pullback = function(*arrays, **attributes)
+        except Exception as error:
+            raise _explained(name, arrays, error) from error
+        if _modes_in_use:
+            if mode.anomaly:
+                _check_finite(f"{name} (forward)", result)
+            wanted = wanted and mode.recording
+        node = Node(name, parents, pullback) if wanted else None
+        if result.__class__ is tuple:
+            parts = (
+                [None] * len(result)
+                if node is None
+                else [_part(node, i) for i in range(len(result))]
+            )
+            made = tuple(map(_result, result, parts))
+        else:
+            made = _result(result, node)
+        if outside or attributes or guard.exposed:
+            given = [a for a, x in zip(arrays, inputs, strict=True) if a is x]
+            _watch(node, made, [*given, *attributes.values()])
+        return made
+
+    call.on_arrays = function  # type: ignore[attr-defined]
+    OPS[name] = call
+    return call  # type: ignore[return-value]
+
+
+def _arranged(
+    name: str,
+    names: list[str],
+    options: list[str],
+    most: int,
+    inputs: Any,
+    attributes: dict[str, Any],
+) -> tuple[Any, dict[str, Any]]:
+    """Inputs given by keyword move to their place, options given by position to their name."""
+    if len(inputs) > most:
+        extra = inputs[most:]
+        if len(extra) > len(options):
+            raise DtypeError(
+                f"{name} takes {most + len(options)} arguments ({', '.join(names + options)}), got {len(inputs)}."
+            )
+        inputs = inputs[:most]
+        for option, value in zip(options, extra, strict=False):
+            if option in attributes:
+                raise DtypeError(f"{name} got {option} twice: by position and by name.")
+            attributes[option] = value
+    for place, argument in enumerate(names):
+        if argument in attributes:
+            if place < len(inputs):
+                raise DtypeError(f"{name} got {argument} twice: by position and by name.")
+            gap = [attributes.pop(a, None) for a in names[len(inputs) : place + 1]]
+            inputs = (*inputs, *gap)
+    for option, value in attributes.items():
+        if value.__class__ is Tensor:
+            if value.requires_grad:
+                raise DtypeError(
+                    f"{name}: {option} cannot receive a gradient; pass an array or {option}.detach()."
+                )
+            attributes[option] = value._array
+    return inputs, attributes
+
+
+def _result(array: Any, node: Node | None) -> Tensor:
+    if array.__class__ is not np.ndarray and not is_array(array):
+        array = np.asarray(array)
+    tensor = Tensor.__new__(Tensor)
+    tensor._array = array
+    tensor._node = node
+    tensor.requires_grad = node is not None
+    tensor.grad = None
+    return tensor
+
+
+def _part(whole: Node, index: int) -> Node:
+    """The node of one of several results; it hands its gradient on to the whole."""
+    if index == 0:
+        whole.grad = []
+    whole.grad.append(None)
+    node = Node(whole.name, [whole], _part)  # any pullback: it says that the graph is not freed
+    node.part = index
+    return node
+
+
+def _watch(node: Node | None, made: Any, given: list[Any]) -> None:
+    """Take checksums of what the pullback keeps of memory that others can write."""
+    if node is not None:
+        node.taken = guard.fingerprints(node.pullback, given)
+    outside = list(guard.kept(given))
+    for tensor in made if made.__class__ is tuple else (made,):
+        if tensor._array.base is not None and outside:  # a view may show memory from outside
+            owner = guard.owner_of(tensor._array)
+            if any(guard.owner_of(array) is owner for array in outside):
+                guard.expose(owner)
+
+
+def _walk_back(root: Any, gradient: Array) -> None:
+    """Run every pullback reachable from root, newest first, and leave gradients in the leaves."""
+    leaves: dict[Tensor, Array] = {}
+    owned: set[Tensor] = set()
+    if root.__class__ is Tensor:
+        leaves[root] = gradient
+        nodes: list[Node] = []
+    else:
+        nodes = _reachable(root)
+        root.grad, root.owned = gradient, True
+        if root.part is not None:
+            root.owned = False
+    try:
+        with np.errstate(all="ignore"):
+            for node in nodes:
+                _run(node, leaves, owned)
+    except BaseException:
+        for node in nodes:
+            node.grad = node.pullback = None
+            node.parents = ()
+        raise
+    _store(leaves)
+
+
+def _run(node: Node, leaves: dict[Tensor, Any], owned: set[Tensor]) -> None:
+    """Hand the gradient of a node to its parents, and drop what the node kept.
+
+    The first gradient to arrive is borrowed, as others may have been given the same array: a second is added out of
+    place. That sum is owned, and later ones are added in place.
+    """
+    g, pullback, parents = node.grad, node.pullback, node.parents
+    node.grad = node.pullback = None
+    node.parents = ()
+    if g is None:
+        return
+    if node.part is not None:
+        parents[0].grad[node.part] = g
+        return
+    if node.taken or guard.exposed or _last_write > node.number:
+        _check_unchanged(node, pullback)
+    given = pullback(tuple(g) if g.__class__ is list else g)
+    if given.__class__ is not tuple:
+        given = (given,)
+    for parent, new in zip(parents, given, strict=False):
+        if parent is None or new is None:
+            continue
+        if callable(new):
+            new = new()
+        if _modes_in_use and mode.anomaly:
+            _check_finite(f"{node.name} (backward)", new)
+        if parent.__class__ is Node:
+            if parent.grad is None:
+                parent.grad = new
+            elif parent.owned:
+                parent.grad += new
+            else:
+                parent.grad, parent.owned = parent.grad + new, True
+        elif parent not in leaves:
+            leaves[parent] = new
+        elif parent in owned:
+            leaves[parent] += new
+        else:
+            leaves[parent] = leaves[parent] + new
+            owned.add(parent)
+
+
+def _reachable(root: Node) -> list[Node]:
+    seen = {root}
+    stack = [root]
+    while stack:
+        node = stack.pop()
+        if node.pullback is None:
+            raise GraphError(
+                f"backward() a second time through {node.name}: its graph was freed by the first. Compute the "
+                "result again, or add the losses and call backward() once."
+            )
+        for parent in node.parents:
+            if parent.__class__ is Node and parent not in seen:
+                seen.add(parent)
+                stack.append(parent)
+    return sorted(seen, key=attrgetter("number"), reverse=True)
+
+
+def _store(leaves: dict[Tensor, Array]) -> None:
+    """Give each leaf a gradient that is its own: writable, and shared with no other."""
+    owners: set[int] = set()
+    for leaf, new in leaves.items():
+        if leaf.grad is not None:
+            leaf.grad += new
+            continue
+        new = new if is_array(new) else np.asarray(new)
+        if new.base is not None or id(new) in owners:
+            new = new.copy()
+        owners.add(id(new))
+        leaf.grad = new
+
+
+def _check_unchanged(node: Node, pullback: Any) -> None:
+    array = guard.changed(pullback, node.taken or {}, node.number)
+    if array is not None:
+        raise GraphError(
+            f"{node.name}: data of {describe(array)} was changed in place after the forward pass that used it, so "
+            "its gradient would be wrong. Call backward() before the change, or change a copy."
+        )
+
+
+def _check_finite(where: str, result: Any) -> None:
+    for part in result if isinstance(result, tuple) else (result,):
+        if part is None or callable(part) or not is_float(part):
+            continue
+        finite = namespace(part).isfinite(part)
+        if not finite.all():
+            at = np.argwhere(~np.asarray(finite))[0].tolist()
+            value = np.asarray(part)[tuple(at)]
+            raise NonFiniteError(
+                f"{where} made the first {value} at {at} of {describe(part)}. Its inputs were finite, or came from "
+                "outside: look at their range."
+            )
+
+
+def _explained(name: str, arrays: list[Any], error: Exception) -> Exception:
+    """The same error with the op and its inputs in the message."""
+    if isinstance(error, TinyplmError):
+        return error
+    given = ", ".join(map(describe, arrays))
+    message = f"{name}: {error} (inputs: {given})"
+    if isinstance(error, IndexError):
+        return IndexError(message)
+    if isinstance(error, ValueError):
+        return ShapeError(message)
+    if isinstance(error, TypeError):
+        return DtypeError(message)
+    error.add_note(f"in {name} of {given}")
+    return error
+
+
+def describe(x: Any) -> str:
+    """Dtype and shape, for messages."""
+    return f"{x.dtype} {x.shape}" if hasattr(x, "shape") else repr(x)
+
+
+def is_float(x: Any) -> bool:
+    """Whether an array has one of the float dtypes that the engine differentiates."""
+    return x.dtype.name in ("float32", "float64", "float16", "bfloat16")
+
+
+def _is_numeric(array: Array) -> bool:
+    return array.dtype.kind in "iub" or is_float(array)
+
+
+@contextmanager
+def _set(**flags: bool) -> Iterator[None]:
+    global _modes_in_use
+    before = {flag: getattr(mode, flag) for flag in flags}
+    with _lock:
+        _modes_in_use += 1
+    vars(mode).update(flags)
+    try:
+        yield
+    finally:
+        vars(mode).update(before)
+        with _lock:
+            _modes_in_use -= 1
+
+
+def no_grad() -> AbstractContextManager[None]:
+    """Compute without recording within a block: nothing is kept for a backward pass."""
+    return _set(recording=False)
+
+
+def detect_anomaly() -> AbstractContextManager[None]:
+    """Stop, within a block, at the op in which the first NaN or infinity appears, forward or backward."""
+    return _set(anomaly=True)
+
+
+def recording() -> bool:
+    """Whether ops called now are recorded if a gradient is wanted."""
+    return mode.recording

@@ -1,0 +1,60 @@
+"""Nonlinearities and softmax."""
+
+from ...backend import namespace
+from ...kernels import gelu as gelu_kernels
+from ...kernels import softmax as softmax_kernels
+from ...types import Array, Pullback
+from ..engine import op
+from .broadcasting import at_least_float32
+from .elementwise import logistic
+
+
+@op
+def relu(x: Array) -> tuple[Array, Pullback]:
+    """X where positive, else 0; the gradient at 0 is 0."""
+    xp = namespace(x)
+    y = xp.maximum(x, x.dtype.type(0))
+    return y, lambda g: g * (y > 0).astype(g.dtype)
+
+
+@op
+@at_least_float32
+def gelu(x: Array) -> tuple[Array, Pullback]:
+    """X times the normal distribution function of x, by the error function (Hendrycks & Gimpel, 2016)."""
+    return gelu_kernels.gelu_forward(x), lambda g: gelu_kernels.gelu_pullback(g, x)
+
+
+@op
+@at_least_float32
+def gelu_tanh(x: Array) -> tuple[Array, Pullback]:
+    """GELU by its tanh approximation, 0.5 x (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3))), as in GPT-2."""
+    return gelu_kernels.gelu_tanh_forward(x), lambda g: gelu_kernels.gelu_tanh_pullback(g, x)
+
+
+@op
+@at_least_float32
+def silu(x: Array) -> tuple[Array, Pullback]:
+    """X times the sigmoid of x; also called swish."""
+    s = logistic(x)
+    return x * s, lambda g: g * (s * (1 + x * (1 - s)))
+
+
+@op
+@at_least_float32
+def softmax(x: Array, *, axis: int = -1) -> tuple[Array, Pullback]:
+    """Exponentials along axis, scaled to sum to one.
+
+    Where all values along the axis are minus infinity the result is 0, not NaN; so is the gradient.
+    """
+    y = softmax_kernels.softmax_forward(x, axis)
+    return y, lambda g: softmax_kernels.softmax_pullback(g, y, axis)
+
+
+@op
+@at_least_float32
+def log_softmax(x: Array, *, axis: int = -1) -> tuple[Array, Pullback]:
+    """Logarithm of the softmax along axis, exact where the softmax underflows."""
+    xp = namespace(x)
+    shifted = x - x.max(axis=axis, keepdims=True)
+    y = shifted - xp.log(xp.exp(shifted).sum(axis=axis, keepdims=True))
+    return y, lambda g: g - xp.exp(y) * g.sum(axis=axis, keepdims=True)

@@ -1,0 +1,116 @@
+"""What every op that broadcasts or rounds needs: gradients in the shape and dtype of their input."""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from ...backend import namespace
+from ...errors import DtypeError
+from ...types import Array, Pullback
+
+Like = tuple[tuple[int, ...], np.dtype[Any]] | None
+"""Shape and dtype of an input that can have a gradient; None for numbers and integers."""
+
+
+def like(x: Any) -> Like:
+    """What a pullback must remember of an input to shape its gradient."""
+    if not hasattr(x, "dtype") or x.dtype.kind in "iub":
+        return None
+    return x.shape, x.dtype
+
+
+def alike(a: Any, b: Any) -> bool:
+    """Whether two operands have one shape and dtype, so that nothing is broadcast or converted."""
+    try:
+        return a.shape == b.shape and a.dtype is b.dtype and a.dtype.kind not in "iub"
+    except AttributeError:  # a number
+        return False
+
+
+def unbroadcast(g: Any, to: Like) -> Any:
+    """The gradient of an input that was broadcast: summed over the axes that were stretched."""
+    if to is None:
+        return None
+    shape, dtype = to
+    if g.shape != shape:
+        extra = g.ndim - len(shape)
+        axes = (*range(extra), *(i + extra for i, n in enumerate(shape) if n != g.shape[i + extra]))
+        wide = np.float32 if is_half(g.dtype) else None
+        g = g.sum(axis=axes, dtype=wide).reshape(shape)
+    return g if g.dtype == dtype else g.astype(dtype)
+
+
+def is_half(dtype: Any) -> bool:
+    """Whether a dtype has two bytes: float16, or bfloat16, whose kind is V."""
+    return bool(dtype.itemsize == 2 and dtype.kind in "fV")
+
+
+def same_precision(result: Any, *inputs: Any) -> Any:
+    """The result, if its dtype is that of a float input; mixing integers or two half precisions is refused.
+
+    NumPy would answer int64 + float32 with float64, which turns a model to double precision unnoticed.
+    """
+    dtypes = [x.dtype for x in inputs if hasattr(x, "dtype")]
+    floats = [d for d in dtypes if d.kind not in "iub"]
+    if floats and result.dtype.kind not in "iub" and result.dtype not in floats:
+        raise DtypeError(
+            f"operands of dtype {' and '.join(str(d) for d in dtypes)} would give {result.dtype}; convert one of "
+            f"them first, for example array.astype('{floats[0]}')."
+        )
+    return result
+
+
+def at_least_float32(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Compute an op on half precision in float32 and round once, forward and backward."""
+
+    @functools.wraps(function)
+    def wide(*arrays: Any, **attributes: Any) -> Any:
+        for a in arrays:
+            if hasattr(a, "dtype") and a.dtype.itemsize == 2 and a.dtype.kind in "fV":
+                return _rounded(function, arrays, attributes)
+        return function(*arrays, **attributes)
+
+    return wide
+
+
+def _rounded(
+    function: Callable[..., Any], arrays: tuple[Any, ...], attributes: dict[str, Any]
+) -> tuple[Any, Pullback]:
+    half = [hasattr(a, "dtype") and is_half(a.dtype) for a in arrays]
+    dtypes = {a.dtype for a, h in zip(arrays, half, strict=True) if h}
+    singles = [a for a, h in zip(arrays, half, strict=True) if like(a) and not h]
+    if len(dtypes) > 1:
+        raise DtypeError(
+            f"operands of dtype {' and '.join(map(str, dtypes))} are mixed; convert one."
+        )
+    (dtype,) = dtypes
+    result, pullback = function(
+        *(a.astype(np.float32) if h else a for a, h in zip(arrays, half, strict=True)), **attributes
+    )
+    to = {np.dtype(np.float32): dtype} if not singles else {}
+
+    def narrow(x: Any) -> Any:
+        return x.astype(to.get(x.dtype, x.dtype), copy=False) if hasattr(x, "dtype") else x
+
+    def widen(g: Any) -> Any:
+        return g.astype(np.float32) if g is not None and is_half(g.dtype) else g
+
+    def narrow_gradient(gradient: Any, is_halved: bool) -> Any:
+        if callable(gradient):
+            gradient = gradient()
+        return gradient.astype(dtype) if is_halved and gradient is not None else gradient
+
+    def rounded(g: Any) -> Any:
+        given = pullback(tuple(map(widen, g)) if isinstance(g, tuple) else widen(g))
+        if not isinstance(given, tuple):
+            return narrow_gradient(given, half[0])
+        return tuple(map(narrow_gradient, given, half[: len(given)]))
+
+    return tuple(map(narrow, result)) if isinstance(result, tuple) else narrow(result), rounded
+
+
+def zeros(shape: tuple[int, ...], dtype: Any, beside: Array) -> Array:
+    """Zeros of the library that owns another array."""
+    return namespace(beside).zeros(shape, dtype)  # type: ignore[no-any-return]

@@ -1,0 +1,119 @@
+"""Picking values by position, and adding to them by position. Repeated positions add up in the gradient."""
+
+from typing import Any
+
+import numpy as np
+
+from ...backend import is_array, namespace
+from ...kernels.take_rows import add_rows
+from ...types import Array, Pullback
+from ..engine import Tensor, op
+from .broadcasting import like, unbroadcast
+
+
+@op
+def index(x: Array, *, key: Any) -> tuple[Array, Pullback]:
+    """x[key] with any key that NumPy takes: numbers, slices, new axes, arrays of integers or booleans."""
+    parts = key if isinstance(key, tuple) else (key,)
+    parts = tuple(_plain(part) for part in parts)
+    simple = not any(is_array(part) for part in parts)
+    shape, dtype, xp = x.shape, x.dtype, namespace(x)
+
+    def pullback(g: Array) -> Array:
+        gx = xp.zeros(shape, dtype)
+        if simple:
+            gx[parts] = g
+        else:
+            xp.add.at(gx, parts, g)
+        return gx  # type: ignore[no-any-return]
+
+    return x[parts], pullback
+
+
+def _plain(part: Any) -> Any:
+    if isinstance(part, Tensor):
+        return part.array
+    return np.asarray(part) if isinstance(part, list) else part
+
+
+@op
+def take_rows(table: Array, ids: Array) -> tuple[Array, Pullback]:
+    """Rows of a table by number: an embedding.
+
+    Shapes:
+        table: (V, ...); ids: any shape, integers in [0, V); result: ids.shape + table.shape[1:].
+
+    Gradient:
+        Row v receives the sum over every place where ids is v, in the order of the places.
+
+    Raises:
+        IndexError: an id is negative or not below V.
+    """
+    xp, shape = namespace(table), table.shape
+    ids = xp.asarray(ids)
+    _check_ids("take_rows", ids, shape[0])
+    return table[ids], lambda g: add_rows(g.reshape(-1, *shape[1:]), ids.reshape(-1), shape[0])
+
+
+def _check_ids(name: str, ids: Array, rows: int) -> None:
+    if ids.dtype.kind not in "iu":
+        raise TypeError(f"ids must be integers, not {ids.dtype}")
+    if ids.size and (ids.min() < 0 or ids.max() >= rows):
+        at = np.argwhere(np.asarray((ids < 0) | (ids >= rows)))[0].tolist()
+        raise IndexError(f"ids contains {ids[tuple(at)]} at {at}, outside [0, {rows})")
+
+
+def _along(indices: Array, axis: int, shape: tuple[int, ...]) -> tuple[Any, ...]:
+    """The key that picks indices along an axis and stays in place on the others, as broadcast arrays."""
+    xp = namespace(indices)
+    key = list(xp.ogrid[tuple(slice(n) for n in shape)])
+    key[axis] = indices
+    return tuple(key)
+
+
+@op
+def take_along_axis(x: Array, indices: Array, *, axis: int = -1) -> tuple[Array, Pullback]:
+    """For each place, the value of x at that place but at `indices` along one axis (numpy.take_along_axis).
+
+    Negative indices count from the end. Repeated indices add up in the gradient.
+    """
+    xp = namespace(x)
+    indices = xp.asarray(indices)
+    y = xp.take_along_axis(x, indices, axis=axis)
+    shape, dtype, axis = x.shape, x.dtype, axis % x.ndim
+
+    def pullback(g: Array) -> Array:
+        gx = xp.zeros(shape, dtype)
+        others = tuple(n if i != axis else 1 for i, n in enumerate(g.shape))
+        full = list(_along(xp.broadcast_to(indices, g.shape), axis, others))
+        for i, n in enumerate(shape):
+            if i != axis and n == 1:  # x was broadcast along this axis
+                full[i] = xp.zeros((1,) * len(shape), int)
+        xp.add.at(gx, tuple(full), g)
+        return gx  # type: ignore[no-any-return]
+
+    return y, pullback
+
+
+@op
+def scatter_add(
+    x: Array, indices: Array, updates: Array, *, axis: int = 0
+) -> tuple[Array, Pullback]:
+    """X with updates added at `indices` along an axis; repeated indices add up.
+
+    Shapes:
+        updates: as x except along axis; indices: integers that broadcast to the shape of updates.
+    """
+    xp = namespace(x)
+    like_updates = like(updates)
+    axis = axis % x.ndim
+    indices = xp.broadcast_to(xp.asarray(indices), updates.shape)
+    others = tuple(n if i != axis else 1 for i, n in enumerate(updates.shape))
+    if any(
+        n != m for i, (n, m) in enumerate(zip(x.shape, updates.shape, strict=True)) if i != axis
+    ):
+        raise ValueError(f"updates must have the shape of x except along axis {axis}")
+    key = _along(indices, axis, others)
+    y = x.copy()
+    xp.add.at(y, key, updates)
+    return y, lambda g: (g, None, unbroadcast(g[key], like_updates))

@@ -1,0 +1,146 @@
+"""Products of matrices."""
+
+from collections import Counter
+from typing import Any
+
+import numpy as np
+
+from ...backend import namespace
+from ...errors import ShapeError
+from ...types import Array, Pullback
+from ..engine import Tensor, op
+from .broadcasting import at_least_float32, like, same_precision, unbroadcast
+
+
+@op
+@at_least_float32
+def matmul(a: Array, b: Array) -> tuple[Array, Pullback]:
+    """Product over the last axis of a and the one before last of b; leading axes broadcast.
+
+    A vector stands for a row on the left and for a column on the right, as in NumPy.
+    """
+    y = same_precision(a @ b, a, b)
+    like_a, like_b = like(a), like(b)
+
+    def by_a(g: Array) -> Any:
+        if b.ndim == 1:
+            return unbroadcast(g[..., None] * b, like_a)
+        if a.ndim == 1:
+            return unbroadcast((b @ g[..., None])[..., 0], like_a)
+        return unbroadcast(g @ b.swapaxes(-1, -2), like_a)
+
+    def by_b(g: Array) -> Any:
+        if a.ndim == 1:
+            return unbroadcast(a[:, None] * g[..., None, :] if b.ndim > 1 else a * g, like_b)
+        if b.ndim == 1:
+            return unbroadcast(g[..., None] * a, like_b)
+        return unbroadcast(a.swapaxes(-1, -2) @ g, like_b)
+
+    return y, lambda g: (lambda: by_a(g), lambda: by_b(g))
+
+
+@op
+@at_least_float32
+def linear(x: Array, weight: Array, bias: Array | None = None) -> tuple[Array, Pullback]:
+    """X W + b over the last axis; leading axes are rows of one product.
+
+    Shapes:
+        x: (..., D); weight: (D, F); bias: (F,) or None; result: (..., F).
+    """
+    like_bias = None if bias is None else like(bias)
+    if weight.ndim != 2 or x.shape[-1] != weight.shape[0]:
+        raise ShapeError(
+            f"linear: x has {x.shape[-1]} values on its last axis, but weight {weight.shape} takes {weight.shape[0]}."
+        )
+    x_ND = x.reshape(-1, x.shape[-1])
+    y = same_precision(x_ND @ weight, x, weight)
+    if bias is not None:
+        if bias.shape != weight.shape[1:]:
+            raise ShapeError(f"linear: bias has shape {bias.shape}, expected {weight.shape[1:]}.")
+        y += bias
+    shape = x.shape
+
+    def pullback(g: Array) -> tuple[Pullback, Pullback, Pullback]:
+        g_NF = g.reshape(-1, g.shape[-1])
+        return (
+            lambda: (g_NF @ weight.T).reshape(shape),
+            lambda: x_ND.T @ g_NF,
+            lambda: unbroadcast(g_NF, like_bias),
+        )
+
+    return y.reshape(*shape[:-1], y.shape[-1]), pullback
+
+
+def einsum(equation: str, *operands: Tensor | Array) -> Tensor:
+    """Sum of products in Einstein's notation, such as "bthk,bshk->bhts".
+
+    Letters, "..." and repeated letters (diagonals) as in NumPy. Without "->" the result has, in alphabetical order, the
+    letters that occur once.
+
+    Raises:
+        ShapeError: the equation does not fit the operands.
+    """
+    return _einsum(*operands, equation=equation)  # type: ignore[return-value]
+
+
+@op
+@at_least_float32
+def _einsum(*operands: Array, equation: str) -> tuple[Array, Pullback]:
+    """Sum of products in Einstein's notation."""
+    xp = namespace(operands[0]) if operands else np
+    terms, result = _letters(equation, operands)
+    likes = [like(x) for x in operands]
+    sources, views = [], []
+    for term, x in zip(terms, operands, strict=True):  # repeated letters become a diagonal first
+        once = "".join(dict.fromkeys(term))
+        sources.append(once)
+        views.append(x if once == term else xp.einsum(f"{term}->{once}", x))
+    y = xp.einsum(f"{','.join(sources)}->{result}", *views, optimize=len(views) > 2)
+
+    def by(i: int, g: Array) -> Any:
+        others = [(s, v) for j, (s, v) in enumerate(zip(sources, views, strict=True)) if j != i]
+        known = set(result).union(*(s for s, _ in others))
+        target = "".join(c for c in sources[i] if c in known)
+        left = ",".join([result, *(s for s, _ in others)])
+        gx = xp.einsum(f"{left}->{target}", g, *(v for _, v in others), optimize=len(others) > 1)
+        sizes = [views[i].shape[sources[i].index(c)] for c in sources[i]]
+        spread = tuple(slice(None) if c in known else None for c in sources[i])
+        gx = gx[spread]
+        wide = [gx.shape[k] if n == 1 else n for k, n in enumerate(sizes)]
+        gx = xp.broadcast_to(gx, wide)
+        gx = unbroadcast(gx, (views[i].shape, gx.dtype))
+        if sources[i] != terms[i]:
+            shape, dtype = likes[i]  # type: ignore[misc]
+            full = xp.zeros(shape, dtype)
+            xp.einsum(f"{terms[i]}->{sources[i]}", full)[...] = gx
+            return full
+        return unbroadcast(gx, likes[i])
+
+    def pullback(g: Array) -> tuple[Any, ...]:
+        return tuple(None if to is None else (lambda i=i: by(i, g)) for i, to in enumerate(likes))
+
+    return same_precision(xp.asarray(y), *operands), pullback
+
+
+def _letters(equation: str, operands: tuple[Array, ...]) -> tuple[list[str], str]:
+    """The terms and the result with every "..." spelled out in capital letters that are not in use."""
+    left, arrow, result = equation.replace(" ", "").partition("->")
+    terms = left.split(",")
+    if len(terms) != len(operands):
+        raise ShapeError(f"einsum: {equation!r} names {len(terms)} operands, got {len(operands)}.")
+    free = [c for c in "ABCDEFGHIJKLMNOPQRSTUVWXYZ" if c not in equation]
+    spans = [x.ndim - len(t.replace("...", "")) for t, x in zip(terms, operands, strict=True)]
+    for term, x, span in zip(terms, operands, spans, strict=True):
+        if span < 0 or (span and "..." not in term):
+            raise ShapeError(
+                f"einsum: {term!r} of {equation!r} does not fit an operand of shape {x.shape}."
+            )
+    most = int(np.max([s for s, t in zip(spans, terms, strict=True) if "..." in t], initial=0))
+    terms = [
+        t.replace("...", "".join(free[most - s : most])) for t, s in zip(terms, spans, strict=True)
+    ]
+    if not arrow:
+        counts = Counter("".join(terms))
+        once = sorted(c for c, n in counts.items() if n == 1 and c not in free[:most])
+        return terms, "".join(free[:most]) + "".join(once)
+    return terms, result.replace("...", "".join(free[:most]))

@@ -1,0 +1,55 @@
+"""Which array library owns an array: the array decides what computes."""
+
+import sys
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+
+from .errors import MissingExtraError
+from .types import Array
+
+
+def namespace(x: Any) -> ModuleType:
+    """The library that owns x: CuPy for its arrays, NumPy for everything else."""
+    if type(x) is np.ndarray or "cupy" not in sys.modules:
+        return np
+    cupy = sys.modules["cupy"]
+    return cupy if isinstance(x, cupy.ndarray) else np
+
+
+def is_array(x: Any) -> bool:
+    """Whether x is an array of either library."""
+    return isinstance(x, np.ndarray) or namespace(x) is not np
+
+
+def to_numpy(x: Array) -> Array:
+    """The same values as a NumPy array; x itself when it is one already."""
+    xp = namespace(x)
+    return x if xp is np else xp.asnumpy(x)
+
+
+def library(device: str) -> ModuleType:
+    """The array library for a device name, "cpu" or "cuda".
+
+    Raises:
+        MissingExtraError: device is "cuda" and CuPy or a driver is missing.
+    """
+    if device == "cpu":
+        return np
+    try:
+        import cupy
+    except ImportError as error:
+        raise MissingExtraError(
+            "--device cuda, but CuPy is not installed. `tinyplm doctor` says which CUDA version "
+            'the driver supports: pip install "tinyplm[cuda13]" or "tinyplm[cuda12]". '
+            "--device cpu continues without it."
+        ) from error
+    try:
+        cupy.cuda.runtime.getDeviceCount()
+    except cupy.cuda.runtime.CUDARuntimeError as error:
+        raise MissingExtraError(
+            f"--device cuda, but no GPU answered ({error}). Check the driver with nvidia-smi; "
+            "--device cpu continues without it."
+        ) from error
+    return cupy  # type: ignore[no-any-return]

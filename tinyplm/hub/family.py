@@ -1,0 +1,79 @@
+"""What a model family's table offers, and which families there are.
+
+A family is one file beside this one, named after its model_type, and one line here.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from difflib import get_close_matches
+from importlib import import_module
+from typing import Any, Protocol, cast
+
+from ..errors import ConfigError, DtypeError
+from ..types import Generator
+from .entry import TensorEntry, shown
+
+FAMILIES = {"gpt2": "Gpt2"}
+"""Each known model_type and our class for it."""
+
+
+@dataclass(frozen=True)
+class Sorted:
+    """The tensors of a folder under our names, and the names that have no place in the model."""
+
+    entries: Mapping[str, TensorEntry]
+    unused: tuple[str, ...] = ()
+    ignored: tuple[str, ...] = ()
+
+
+class Family(Protocol):
+    """The functions of a family's file."""
+
+    ARCHITECTURE: str
+
+    def sort(self, entries: Mapping[str, TensorEntry]) -> Sorted:
+        """Entries under our names."""
+
+    def read_config(self, values: Mapping[str, Any], found: Sorted) -> tuple[Any, Sorted]:
+        """Our config, and the entries that such a model takes."""
+
+    def shapes(self, config: Any) -> dict[str, tuple[int, ...]]:
+        """The shape of every parameter, by our name."""
+
+    def build(self, config: Any, rng: Generator | None) -> Any:
+        """The model."""
+
+    def their_names(self, config: Any) -> dict[str, str]:
+        """Our name of every parameter with the name to write."""
+
+    def write_config(self, config: Any, end_of_text: int | None) -> dict[str, Any]:
+        """The settings as config.json holds them."""
+
+
+def family_named(model_type: object) -> Family:
+    """The table of a model_type from config.json.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    if not isinstance(model_type, str) or model_type not in FAMILIES:
+        seen = "no model_type" if model_type is None else f"model_type {shown(model_type)}"
+        near = get_close_matches(str(model_type)[:80].lower(), FAMILIES, n=1)
+        hint = f" Did you mean {near[0]!r}?" if near else ""
+        raise ConfigError(f"config.json has {seen}.{hint} Known: {', '.join(FAMILIES)}.")
+    return cast(Family, import_module(f".{model_type.replace('-', '_')}", __package__))
+
+
+def model_type_of(model: object) -> str:
+    """The model_type under which a model is saved.
+
+    Raises:
+        DtypeError: it is not a model that can be saved so.
+    """
+    for model_type, name in FAMILIES.items():
+        if any(kind.__name__ == name for kind in type(model).__mro__):
+            return model_type
+    raise DtypeError(
+        f"A {type(model).__name__} cannot be saved as a model folder; known: "
+        f"{', '.join(FAMILIES.values())}."
+    )

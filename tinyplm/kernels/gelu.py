@@ -1,0 +1,60 @@
+"""GELU, exact and by tanh, over arrays of any shape."""
+
+import math
+
+from ..backend import namespace
+from ..types import Array
+from .erf import erf
+from .registry import Kernel
+
+ROOT_HALF = math.sqrt(0.5)
+ROOT_2_OVER_PI = math.sqrt(2 / math.pi)
+CUBIC = 0.044715
+
+
+@Kernel
+def gelu_forward(x: Array) -> Array:
+    """X Phi(x), with Phi(x) = (1 + erf(x / sqrt(2))) / 2."""
+    return x * (0.5 * (1 + erf(x * ROOT_HALF)))  # type: ignore[no-any-return]
+
+
+@Kernel
+def gelu_pullback(g: Array, x: Array) -> Array:
+    """G (Phi(x) + x phi(x)), with phi the normal density."""
+    xp = namespace(x)
+    density = xp.exp(-0.5 * x * x) / math.sqrt(2 * math.pi)
+    return g * (0.5 * (1 + erf(x * ROOT_HALF)) + x * density)  # type: ignore[no-any-return]
+
+
+@Kernel
+def gelu_tanh_forward(x: Array) -> Array:
+    """0.5 x (1 + tanh(u)), with u = sqrt(2/pi) (x + 0.044715 x^3)."""
+    t = _tanh(x)
+    t += 1
+    t *= x
+    t *= 0.5
+    return t
+
+
+@Kernel
+def gelu_tanh_pullback(g: Array, x: Array) -> Array:
+    """G times the derivative: with t = tanh(u), 0.5 (1 + t) + 0.5 x (1 - t^2) u'."""
+    t = _tanh(x)
+    slope = x * x
+    slope *= 3 * CUBIC * ROOT_2_OVER_PI
+    slope += ROOT_2_OVER_PI
+    slope *= x
+    slope *= 1 - t * t
+    slope += t
+    slope += 1
+    slope *= g
+    slope *= 0.5
+    return slope
+
+
+def _tanh(x: Array) -> Array:
+    u = x * x
+    u *= CUBIC * ROOT_2_OVER_PI
+    u += ROOT_2_OVER_PI
+    u *= x
+    return namespace(x).tanh(u, out=u)  # type: ignore[no-any-return]

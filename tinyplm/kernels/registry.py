@@ -1,0 +1,79 @@
+"""A kernel: one definition in plain array code, and any number of faster variants that must earn their place."""
+
+import functools
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from ..backend import namespace
+
+KERNELS: dict[str, "Kernel"] = {}
+"""Every kernel by name."""
+
+
+@dataclass
+class Variant:
+    """A faster way to compute what a kernel defines.
+
+    Attributes:
+        name: what it is asked for by.
+        library: the array library whose arrays it takes, "numpy" or "cupy".
+        when: whether it applies to these arguments.
+        build: compiles it and returns the function to call; None where it cannot be built here.
+    """
+
+    name: str
+    library: str
+    when: Callable[..., bool]
+    build: Callable[[], Callable[..., Any] | None]
+
+    @functools.cached_property
+    def function(self) -> Callable[..., Any] | None:
+        """The built function; built at the first call, once."""
+        return self.build()
+
+
+class Kernel:
+    """Calls the first variant that applies, else the definition."""
+
+    def __init__(self, definition: Callable[..., Any]) -> None:
+        functools.update_wrapper(self, definition)
+        self.name = definition.__name__
+        self.definition = definition
+        self.variants: list[Variant] = []
+        self._forced: str | None = None
+        KERNELS[self.name] = self
+
+    def variant(
+        self, name: str, *, library: str, when: Callable[..., bool] = lambda *_: True
+    ) -> Callable[[Callable[[], Any]], Callable[[], Any]]:
+        """Register a variant; the decorated function builds it."""
+
+        def register(build: Callable[[], Any]) -> Callable[[], Any]:
+            self.variants.append(Variant(name, library, when, build))
+            return build
+
+        return register
+
+    @contextmanager
+    def using(self, name: str) -> Iterator[None]:
+        """Force the variant of this name, or "reference" for the definition, within a block."""
+        before, self._forced = self._forced, name
+        try:
+            yield
+        finally:
+            self._forced = before
+
+    def __call__(self, *arguments: Any) -> Any:
+        if self.variants and self._forced != "reference":
+            library = namespace(arguments[0]).__name__
+            for variant in self.variants:
+                if (
+                    variant.library == library
+                    and self._forced in (None, variant.name)
+                    and variant.when(*arguments)
+                    and variant.function
+                ):
+                    return variant.function(*arguments)
+        return self.definition(*arguments)

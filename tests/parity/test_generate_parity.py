@@ -208,6 +208,33 @@ def test_beam_search_is_the_same(models, early_stopping, length_penalty):
 
 
 @pytest.mark.parametrize("early_stopping", [True, False, "never"])
+@pytest.mark.parametrize("length_penalty", [-1.0, 0.0, 0.6, 1.5, 4.0])
+def test_beam_search_is_the_same_when_many_sequences_end(models, early_stopping, length_penalty):
+    for seed in range(400, 416):
+        rng = np.random.default_rng(seed)
+        ids, beams = rng.integers(1, VOCABULARY, size=(3, 2)), int(rng.integers(2, 5))
+        settings = {
+            "max_new_tokens": 24,
+            "eos_token_id": rng.choice(VOCABULARY, size=12, replace=False).tolist(),
+            "pad_token_id": 1,
+            "num_beams": beams,
+            "num_return_sequences": beams,
+            "early_stopping": early_stopping,
+            "length_penalty": length_penalty,
+        }
+        assert_same(models[seed % 2], ids, None, seed, settings)
+
+
+def test_beam_sampling_leaves_each_beam_a_token_that_is_no_end(models):
+    # top_k=1 and a tiny top_p still leave two tokens per beam, one more than there are end ids.
+    for seed in range(500, 512):
+        ids = np.random.default_rng(seed).integers(1, VOCABULARY, size=(2, 3))
+        for narrow in ({"top_k": 1}, {"top_k": 0, "top_p": 0.01}):
+            settings = {"max_new_tokens": 8, "do_sample": True, "num_beams": 2, "pad_token_id": 1}
+            assert_same(models[seed % 3], ids, None, seed, settings | narrow)
+
+
+@pytest.mark.parametrize("early_stopping", [True, False, "never"])
 def test_beam_sampling_is_the_same_given_the_same_draws(models, early_stopping):
     for seed in range(300, 316):
         rng, ids, mask, settings = random_case(seed)

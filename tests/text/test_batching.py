@@ -26,7 +26,9 @@ def test_the_keyed_order_is_a_permutation(count, keys):
     assert one_by_one == found[::97].tolist()
 
 
-@given(st.integers(2, 400), st.integers(1, 20), st.integers(1, 5), st.sampled_from(["causal", "plain"]))
+@given(
+    st.integers(2, 400), st.integers(1, 20), st.integers(1, 5), st.sampled_from(["causal", "plain"])
+)
 def test_an_epoch_visits_each_of_its_windows_once(tokens, length, batch, mode):
     width = length + (mode == "causal")
     if tokens < width:

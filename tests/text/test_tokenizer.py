@@ -77,7 +77,8 @@ any_text = st.text(
 def test_any_text_comes_back_unchanged_from_bytes(kind, tokenizers, text):
     ids = tokenizers[kind].encode(text)
     assert tokenizers[kind].decode(ids) == text
-    assert tokenizers[kind].token_bytes[ids].sum() == len(text.encode())
+    plain = text.replace("<|endoftext|>", "")
+    assert tokenizers[kind].token_bytes[ids].sum() == len(plain.encode())
 
 
 @settings(max_examples=200, deadline=None)
@@ -135,10 +136,9 @@ def test_byte_bpe_has_the_ids_of_gpt2_for_single_bytes_and_end_of_text_last(toke
 
 
 def test_byte_bpe_splits_as_gpt2_does(tokenizers):
-    pieces = [tokenizers["byte-bpe"].token(i) for i in tokenizers["byte-bpe"].encode("don't  go")]
-    text = " ".join(pieces)
-    assert "'t" in text
-    assert "Ġ Ġ" in text
+    split = tokenizers["byte-bpe"].library.pre_tokenizer.pre_tokenize_str
+    words = "don|'t|Ġwe|'ll|Ġ|Ġ1234|ĠcafÃ©"
+    assert [word for word, _ in split("don't we'll  1234 café")] == words.split("|")
 
 
 def test_bert_and_t5_give_special_tokens_their_usual_first_ids(tokenizers):
@@ -182,9 +182,11 @@ def test_training_twice_gives_the_same_tokenizer(kind):
 @given(
     parts=st.lists(
         st.sampled_from(
-            ["the", "cat", "'s", "didn't", " ", "  ", "\n", "\n\n", "\t", ".", "12", "한국어"]
-            + ["é", "<|endoftext|>", "[MASK]", "</s>", "<", "\u00a0", "\u3000", "a\u0301", "\x00"]
-            + ["Z", "“", "\r\n", "\x1c"]
+            [
+                *("the", "cat", "'s", "didn't", " ", "  ", "\n", "\n\n", "\t", ".", "12", "한국어"),
+                *("<|endoftext|>", "[MASK]", "</s>", "<", "\u00a0", "\u3000", "a\u0301", "\x00"),
+                *("é", "Z", "“", "\r\n", "\x1c"),
+            ]
         ),
         max_size=40,
     ),
@@ -198,8 +200,8 @@ def test_cutting_a_text_does_not_change_its_ids(kind, parts, size):
         split_long_text(text, size=size, marks=tokenizer._marks, whole=tokenizer._contents)
     )
     assert "".join(pieces) == text
-    ids = [tokenizer.library.encode(piece, add_special_tokens=False).ids for piece in pieces]
-    assert sum(ids, []) == whole
+    encodings = [tokenizer.library.encode(piece, add_special_tokens=False) for piece in pieces]
+    assert [id for encoding in encodings for id in encoding.ids] == whole
 
 
 _KEPT = {}
@@ -250,7 +252,7 @@ def test_five_megabytes_on_one_line_stay_within_seven_hundred_megabytes():
 
 def test_a_lone_surrogate_is_refused_with_its_place(tokenizers):
     for call in (tokenizers["bytes"].encode, lambda t: Tokenizer.train("bpe", [t])):
-        with pytest.raises(DataError, match="lone surrogate.*offset 2"):
+        with pytest.raises(DataError, match=r"lone surrogate.*offset 2"):
             call("ab\udcb0")
 
 
@@ -273,7 +275,7 @@ def test_ids_out_of_range_are_named(tokenizers):
         tokenizers["bytes"].decode([0.5])
     with pytest.raises(ShapeError, match="no token has id 300"):
         tokenizers["bytes"].token(300)
-    with pytest.raises(DataError, match="Did you mean '<|endoftext|>'"):
+    with pytest.raises(DataError, match=r"Did you mean '<\|endoftext\|>'"):
         tokenizers["bytes"].id("<|endoftxt|>")
 
 
@@ -298,7 +300,7 @@ def test_settings_that_cannot_be_are_refused():
     ]:
         with pytest.raises(ConfigError, match=words):
             Tokenizer.train(documents=[TEXT], **settings_)
-    for kind in KINDS:
+    for kind in set(KINDS) - {"bytes"}:
         with pytest.raises(DataError, match="no text"):
             Tokenizer.train(kind, ["", ""])
 

@@ -129,6 +129,18 @@ class Tensor:
         guard.expose(array)
         self._array = array
 
+    def replace(self, array: Array) -> None:
+        """Take another array of the same shape as the values, perhaps of another float dtype or library.
+
+        The array is not copied, and nobody else may write to it.
+        """
+        if self._node is not None or array.shape != self.shape or not is_float(array):
+            raise ShapeError(
+                f"a leaf tensor of {describe(self._array)} cannot take {describe(array)}; the shape must be the same "
+                "and the dtype float."
+            )
+        self._array, self.grad = array, None
+
     def write(self) -> Array:
         """The values, to be written in place now: an update. Graphs that still need the old values will refuse."""
         global _last_write

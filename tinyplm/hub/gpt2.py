@@ -185,7 +185,7 @@ def shapes(config: "Gpt2Config") -> dict[str, tuple[int, ...]]:
         "P": config.positions,
         "D": config.hidden_size,
         "Q": 3 * config.hidden_size,
-        "F": config.ffn_size,
+        "F": config.ffn_size or 4 * config.hidden_size,
     }
     rows = [(name, axes) for _, name, axes in OUTSIDE]
     for i in range(config.layers):

@@ -80,6 +80,7 @@ def load(
     report = fill(
         model.named_parameters(),
         found.entries,
+        dtype=dtype_named(dtype),
         unused=found.unused,
         ignored=found.ignored,
         allow_new=allow_new,

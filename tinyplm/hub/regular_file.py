@@ -19,8 +19,8 @@ from ..errors import CheckpointError, MissingFileError
 from ..types import Array
 from .entry import shown
 
-# Enough for half a million tensors; it bounds the memory that a parsed text can take.
-JSON_VALUES = 8_000_000
+# Enough for 300,000 tensors; it bounds the memory that a parsed text can take.
+JSON_VALUES = 3_000_000
 
 
 def inside(folder: Path, name: str) -> Path:

@@ -6,23 +6,21 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from ..backend import namespace
 from ..errors import CheckpointError
 from ..types import Array
-from .entry import TensorEntry, dtype_named, listed
+from .entry import TensorEntry, listed
 
 
 class Parameter(Protocol):
-    """What filling needs of a parameter: shape and dtype, and a place for new values."""
-
-    data: Any
+    """What filling needs of a parameter; a leaf Tensor has it."""
 
     @property
-    def shape(self) -> tuple[int, ...]:
-        """Its shape."""
+    def array(self) -> Array:
+        """Its values, or a placeholder of its shape."""
 
-    @property
-    def dtype(self) -> Any:
-        """Its dtype."""
+    def replace(self, array: Array) -> None:
+        """Take another array of the same shape."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,16 +59,18 @@ def fill(
     parameters: Mapping[str, Parameter],
     entries: Mapping[str, TensorEntry],
     *,
+    dtype: Any = None,
     unused: tuple[str, ...] = (),
     ignored: tuple[str, ...] = (),
     allow_new: bool = False,
     ignore_mismatched_sizes: bool = False,
     allow_nonfinite: bool = False,
 ) -> LoadReport:
-    """Give each parameter the values of the entry of its name, in the parameter's dtype.
+    """Give each parameter the values of the entry of its name.
 
-    Every name, shape, dtype and value is checked before the first parameter changes: after an
-    error all parameters are as they were. `unused` and `ignored` go into the report as they come.
+    With a dtype every parameter has it afterwards; without one each keeps its own. Every name,
+    shape, dtype and value is checked before the first parameter changes: after an error all
+    parameters are as they were. `unused` and `ignored` go into the report as they come.
 
     Raises:
         CheckpointError: a name is missing, a shape differs, an entry has no matching parameter, is
@@ -79,26 +79,30 @@ def fill(
     stray = [name for name in entries if name not in parameters]
     if stray:
         raise CheckpointError(f"The file has {listed(stray)}, the model has no such parameter.")
-    shapes = {name: tuple(parameter.shape) for name, parameter in parameters.items()}
+    arrays = {name: parameter.array for name, parameter in parameters.items()}
+    shapes = {name: array.shape for name, array in arrays.items()}
     wanted, new, reshaped = match(
         shapes,
         entries,
         allow_new=allow_new,
         ignore_mismatched_sizes=ignore_mismatched_sizes,
     )
-    staged = [
-        (parameters[name], _converted(name, entries[name], parameters[name].dtype, allow_nonfinite))
-        for name in wanted
-    ]
-    for parameter, array in staged:
-        parameter.data = array
+    staged: dict[str, Array] = {}
+    for name in wanted:
+        made = _converted(name, entries[name], dtype or arrays[name].dtype, allow_nonfinite)
+        staged[name] = namespace(arrays[name]).asarray(made)
+    for name in [*new, *reshaped]:
+        if dtype is not None and arrays[name].dtype != dtype:
+            staged[name] = arrays[name].astype(dtype)
+    for name, array in staged.items():
+        parameters[name].replace(array)
     return LoadReport(
         loaded=tuple(wanted),
         new=tuple(new),
         unused=unused,
         reshaped=tuple(reshaped),
         ignored=ignored,
-        values=sum(array.size for _, array in staged),
+        values=sum(staged[name].size for name in wanted),
     )
 
 
@@ -167,8 +171,3 @@ def _converted(name: str, entry: TensorEntry, dtype: Any, allow_nonfinite: bool)
 def all_finite(array: Array) -> bool:
     """Whether no value is NaN or infinite."""
     return bool(np.isfinite(array).all())
-
-
-def as_dtype(dtype: Any) -> np.dtype[Any]:
-    """The floating-point dtype that a user named."""
-    return dtype_named(dtype) if isinstance(dtype, str) else np.dtype(dtype)

@@ -82,6 +82,8 @@ def save_folder(
         for name in changed:
             stage(name, lambda stream, data=files[name]: _write_bytes(stream, data))  # type: ignore[misc]
         _publish(folder, staged, list(shards), changed)
+        for name in files:  # those of an earlier, interrupted save too
+            (folder / f"{name}.previous").unlink(missing_ok=True)
     except OSError as error:
         raise CheckpointError(
             f"{folder} could not be saved: {error.strerror or error}. Is the disk full or "
@@ -128,8 +130,6 @@ def _publish(folder: Path, staged: dict[str, Path], shards: list[str], changed: 
     if changed:
         put("config.json")
         _flush(folder)
-    for name in aside:
-        (folder / f"{name}.previous").unlink(missing_ok=True)
     if SINGLE in shards:
         (folder / INDEX).unlink(missing_ok=True)
     for shard in replaced:

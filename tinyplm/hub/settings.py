@@ -63,8 +63,8 @@ class Settings:
         value = self._values.get(key, default)
         if not isinstance(value, str) or value not in meanings:
             near = get_close_matches(str(value)[:80], meanings, n=1)
-            hint = f"Did you mean {near[0]!r}? " if near else ""
-            raise self._refused(key, value, f"{hint}one of {', '.join(meanings)}")
+            hint = f" (did you mean {near[0]!r}?)" if near else ""
+            raise self._refused(key, value, f"one of {', '.join(meanings)}{hint}")
         return meanings[value]
 
     def refuse(self, key: str, why: str) -> None:

@@ -167,12 +167,11 @@ def _read_tensor(file: RegularFile, tensor: _Tensor, offset: int, crc: int | Non
             f"{file.path}: the checksum of storage {tensor.storage.key} does not match its bytes. "
             "The file is damaged; copy or download it again."
         )
-    values = data.view(tensor.dtype)
     if not tensor.span:
-        return values.reshape(tensor.shape)
+        return data.view(tensor.dtype).reshape(tensor.shape)
     strides = [stride * width for stride in tensor.strides]
-    # The span was computed from these very strides, so the view cannot leave the buffer.
-    view = np.lib.stride_tricks.as_strided(values, tensor.shape, strides)
+    # NumPy checks once more that no place lies outside the buffer.
+    view = np.ndarray(tensor.shape, tensor.dtype, buffer=data.data, strides=strides)
     return np.ascontiguousarray(view).reshape(tensor.shape)
 
 

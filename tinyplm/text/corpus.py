@@ -221,7 +221,7 @@ def _jsonl_records(file: Path, codec: str) -> Iterator[tuple[int, Any]]:
         if not line.strip():
             continue
         try:
-            record = json.loads(line)
+            record = json.loads(line.rstrip())
         except (json.JSONDecodeError, RecursionError) as error:
             reason = error.msg if isinstance(error, json.JSONDecodeError) else "nested too deeply"
             where = f", column {error.colno}" if isinstance(error, json.JSONDecodeError) else ""

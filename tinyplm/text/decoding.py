@@ -52,7 +52,7 @@ def find_codec(file: Path, encoding: str) -> tuple[str, str]:
         if zeros * 1000 > len(head):
             even, odd = head[::2].count(0), head[1::2].count(0)
             hint = "Is it a binary file?"
-            if max(even, odd) > len(head) // 4 and min(even, odd) < len(head) // 50:
+            if max(even, odd) > len(head) // 4 and min(even, odd) <= len(head) // 50:
                 wide = "utf-16-le" if odd > even else "utf-16-be"
                 hint = f"It looks like {wide} without a byte order mark: pass --encoding {wide}."
             raise DataError(
@@ -109,30 +109,38 @@ def _not_in_encoding(file: Path, codec: str, offset: int, error: UnicodeDecodeEr
     )
 
 
-# What text in each encoding is mostly made of, outside ASCII. Hangul is counted only where the
-# older standard has it: nearly any two bytes are some syllable of cp949.
+# What text in each encoding is mostly made of, outside ASCII, in the order in which they are tried.
+# Two bytes of one are often some rare character of another, so only common ones count: Hangul of
+# the older standard; letters of Western Europe by ones and twos among plain letters; Chinese
+# without kana before Japanese with both; Cyrillic next to Cyrillic.
 _TYPICAL = {
     "cp949": ("euc_kr", r"[\uac00-\ud7a3]"),
-    "shift_jis": ("shift_jis", r"[\u3040-\u30ff\u3000-\u3002]"),
-    "euc_jp": ("euc_jp", r"[\u3040-\u30ff\u3000-\u3002]"),
-    "gb18030": ("gb2312", r"[\u4e00-\u9fff\u3000-\u3002\uff0c]"),
-    "big5": ("big5", r"[\u4e00-\u9fff\u3000-\u3002\uff0c]"),
-    "cp1251": ("cp1251", r"[\u0430-\u044f]"),
-    "cp1252": ("cp1252", r"[\u00a0-\u017f\u2013-\u2026\u20ac]"),
+    "cp1252": (
+        "cp1252",
+        r"(?<![^\x00-\x7f])[\u00a0-\u00ff\u2013-\u2019\u201c\u201d\u2026\u20ac]{1,2}(?![^\x00-\x7f])",
+    ),
+    "shift_jis": ("shift_jis", r"[\u3000-\u30ff\u4e00-\u9fff]"),
+    "gb18030": ("gb2312", r"[\u4e00-\u9fff\u3000-\u3002\uff01-\uff1f]"),
+    "euc_jp": ("euc_jp", r"[\u3000-\u30ff\u4e00-\u9fff]"),
+    "big5": ("big5", r"[\u4e00-\u9fff\u3000-\u3002\uff01-\uff1f]"),
+    "cp1251": ("cp1251", r"(?<=[\u0410-\u044f])[\u0410-\u044f]"),
 }
 
 
 def _guess(sample: bytes) -> str | None:
-    """The encoding in which most of what is not ASCII becomes what such text is made of."""
+    """The first encoding in which nearly all that is not ASCII is typical, else the best one."""
+    if sample[0] >= 0x80:
+        # It may begin inside a character: leave that out.
+        sample = sample.lstrip(bytes(range(0x80, 0x100))) or sample
     best, guess = 0.5, None
-    # The sample may begin inside a character.
-    sample = sample.lstrip(bytes(range(0x80, 0x100))) if sample[0] < 0x80 else sample
     for name, (codec, typical) in _TYPICAL.items():
         text = sample.decode(codec, errors="replace")
         foreign = re.findall(r"[^\x00-\x7f]", text)
-        share = len(re.findall(typical, text)) / max(1, len(foreign))
+        share = len("".join(re.findall(typical, text))) / max(1, len(foreign))
         if share > best:
             best, guess = share, name
+        if best > 0.8:
+            break
     return guess
 
 

@@ -145,7 +145,7 @@ def tokenize_corpus(
             for batch in _batches(corpus.pieces()):
                 texts = [piece.text for piece in batch]
                 if not count:
-                    _warn_of_unknown(texts, tokenizer, corpus.name)
+                    _warn_of_unknown(batch, tokenizer, corpus.name)
                 for piece, ids in zip(batch, tokenizer.encode_batch(texts), strict=True):
                     open_document = open_document or len(ids) > 0
                     ends = piece.ends_document and open_document
@@ -199,10 +199,11 @@ def _batches(pieces: Iterable[Piece]) -> Iterator[list[Piece]]:
         yield batch
 
 
-def _warn_of_unknown(texts: list[str], tokenizer: Tokenizer, name: str) -> None:
+def _warn_of_unknown(batch: list[Piece], tokenizer: Tokenizer, name: str) -> None:
     if tokenizer.unknown is None:
         return
-    sample = "\n".join(texts).split("\n")[:1000]
+    text = "".join(piece.text + "\n" * piece.ends_document for piece in batch)
+    sample = [line for line in text.split("\n") if line.strip()][:1000]
     ids = tokenizer.encode("\n".join(sample))
     share = float((ids == tokenizer.unknown).mean()) if len(ids) else 0.0
     if share > 0.05:

@@ -94,7 +94,7 @@ class Tokenizer:
 
         Args:
             kind: one of chars, bytes, bpe, byte-bpe, wordpiece, unigram.
-            documents: strings of any length.
+            documents: strings of any length; bytes needs none and does not read them.
             vocab_size: number of tokens, special ones included; a small text may give fewer. Not
                 used by chars and bytes, whose size is given by the text or is 256.
             special_tokens: `SPECIAL_TOKENS[kind]` unless given. They have the first ids, but come

@@ -1,1 +1,1 @@
-"""Training: the loop, checkpoints, progress and plots."""
+"""Training: the loop, checkpoints, progress, plots."""

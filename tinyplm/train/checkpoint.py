@@ -65,7 +65,7 @@ _LONGEST_MANIFEST = 1 << 26
 
 @dataclass(frozen=True, eq=False)
 class Checkpoint:
-    """What a run had saved after update `step`: named arrays in groups, the rest as plain values."""
+    """What a run had saved after update `step`: arrays in groups, the rest as plain values."""
 
     path: Path
     step: int
@@ -390,7 +390,8 @@ def _prune(folder: Path, step: int, keep: int) -> None:
     if later:
         warnings.warn(
             f"{folder} also holds {', '.join(sorted(later))}, of a later step than {step}: if "
-            "intact, resuming starts from there, not from this run. Remove it, or save to another folder.",
+            "intact, resuming starts from there, not from this run. Remove it, or save to another "
+            "folder.",
             TinyplmWarning,
             stacklevel=3,
         )
@@ -413,7 +414,8 @@ def _retire(path: Path, name: str) -> None:
     except OSError as error:
         warnings.warn(
             f"{path} is outdated but could not be removed ({error.strerror or error}). The new "
-            "checkpoint is safe; if another program has this one open, close it, or remove it by hand.",
+            "checkpoint is safe; if another program has this one open, close it, or remove it by "
+            "hand.",
             TinyplmWarning,
             stacklevel=4,
         )

@@ -81,6 +81,7 @@ def linear_cross_entropy(
     smoothing: float = 0.0,
     weights: Array | None = None,
     reduction: Reduction = "mean",
+    scale: float = 1.0,
 ) -> tuple[Array, Pullback]:
     """Cross-entropy of logits x W' + b that never exist all at once: slices of tokens come and go.
 
@@ -89,7 +90,7 @@ def linear_cross_entropy(
     Shapes:
         x: (..., D); weight: (V, D), a row per class as in an embedding; bias: (V,) or None; labels: (...).
 
-    Args and errors as for cross_entropy; reduction is "mean" or "sum".
+    Args and errors as for cross_entropy; reduction is "mean" or "sum", and the result is multiplied by scale.
     """
     if weight.ndim != 2 or x.shape[-1] != weight.shape[1]:
         raise ShapeError(
@@ -112,6 +113,7 @@ def linear_cross_entropy(
     labels_N, share_N = _shares(
         "linear_cross_entropy", labels, x_ND, ignored, smoothing, weights, reduction, len(weight)
     )
+    share_N = share_N * x.dtype.type(scale)
     total, made = kernels.linear_cross_entropy(
         x_ND, weight, bias, labels_N, share_N, smoothing, recording()
     )

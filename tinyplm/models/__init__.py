@@ -1,0 +1,1 @@
+"""One file per paper. Importing this imports none of them."""

@@ -1,0 +1,291 @@
+"""GPT-2: Language Models are Unsupervised Multitask Learners.
+
+Radford, Wu, Child, Luan, Amodei and Sutskever, OpenAI, 2019 (no arXiv number; technical report, February 2019).
+
+The paper in five lines: a decoder-only Transformer trained on forty gigabytes of web pages predicts the next token; with
+enough of both, tasks it was never trained on can be asked for in plain text. Against GPT-1 the layer norms move to the
+input of each branch, one more follows the last block, the weights that write into the residual stream start smaller by
+1 / sqrt(2 L), the context grows to 1024 tokens, and the tokens are bytes merged by BPE, so that nothing is unknown.
+
+Symbols: B batch, T time, V vocabulary, D hidden_size, F ffn_size, L layers, H heads, P positions.
+Parameter counts that the paper prints (117M, 345M, 762M, 1542M) are miscounts; SIZES gives the true ones.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ..autograd import Tensor, no_grad, ops
+from ..backend import namespace, to_numpy
+from ..errors import ConfigError, DtypeError, ShapeError
+from ..nn import (
+    ACTIVATIONS,
+    Cache,
+    Embedding,
+    FeedForward,
+    Head,
+    Inspection,
+    LayerNorm,
+    Module,
+    PreNormBlock,
+    SelfAttention,
+    init,
+)
+from ..types import Array, Generator
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gpt2Config:
+    """What a GPT-2 is made of.
+
+    Attributes:
+        vocab_size: tokens, V.
+        hidden_size: width, D.
+        layers: blocks, L.
+        heads: per layer, H; the width of a head is D / H.
+        ffn_size: width inside the feed-forward block, F; 4 D when None.
+        positions: longest context, P.
+        activation: "gelu_tanh", "gelu", "relu", "silu" or "tanh".
+        eps: added to the variance in layer norms.
+        dropout: of both residual branches.
+        embedding_dropout: of the sum of embeddings.
+        attention_dropout: of attention probabilities.
+        tied: the head's weight is the token embedding's.
+        scaled: scores are divided by sqrt(D / H).
+        scaled_by_depth: scores of block i, from 0, are also divided by i + 1.
+        init_std: standard deviation of new weights.
+    """
+
+    vocab_size: int = 50_257
+    hidden_size: int = 768
+    layers: int = 12
+    heads: int = 12
+    ffn_size: int | None = None
+    positions: int = 1_024
+    activation: str = "gelu_tanh"
+    eps: float = 1e-5
+    dropout: float = 0.1
+    embedding_dropout: float = 0.1
+    attention_dropout: float = 0.1
+    tied: bool = True
+    scaled: bool = True
+    scaled_by_depth: bool = False
+    init_std: float = 0.02
+
+    def __post_init__(self) -> None:
+        if self.ffn_size is None:
+            object.__setattr__(self, "ffn_size", 4 * self.hidden_size)
+        for name, most in (
+            ("vocab_size", 1 << 31),
+            ("hidden_size", 1 << 24),
+            ("layers", 10_000),
+            ("heads", 1 << 24),
+            ("ffn_size", 1 << 26),
+            ("positions", 1 << 31),
+        ):
+            value = getattr(self, name)
+            if type(value) is not int or not 1 <= value <= most:
+                raise ConfigError(
+                    f"{name} is {value!r}, but a GPT-2 needs a whole number from 1 to {most}."
+                )
+        if self.hidden_size % self.heads:
+            raise ConfigError(
+                f"hidden_size={self.hidden_size} is not a multiple of heads={self.heads}; choose heads that divide it."
+            )
+        if self.activation not in ACTIVATIONS:
+            raise ConfigError(
+                f"activation is {self.activation!r}; known: {', '.join(sorted(ACTIVATIONS))}."
+            )
+        for name in ("dropout", "embedding_dropout", "attention_dropout"):
+            value = getattr(self, name)
+            if not _is_number(value) or not 0 <= value < 1:
+                raise ConfigError(f"{name} is {value!r}, but it must be at least 0 and below 1.")
+        for name in ("eps", "init_std"):
+            value = getattr(self, name)
+            if not _is_number(value) or not 0 < value < 1:
+                raise ConfigError(f"{name} is {value!r}, but it must be above 0 and below 1.")
+        for name in ("tied", "scaled", "scaled_by_depth"):
+            if type(getattr(self, name)) is not bool:
+                raise ConfigError(f"{name} is {getattr(self, name)!r}, but it must be true or false.")
+
+
+def _is_number(value: Any) -> bool:
+    return type(value) in (int, float) and math.isfinite(value)
+
+
+SIZES = {
+    "small": Gpt2Config(),  # 124,439,808 parameters
+    "medium": Gpt2Config(hidden_size=1_024, layers=24, heads=16),  # 354,823,168
+    "large": Gpt2Config(hidden_size=1_280, layers=36, heads=20),  # 774,030,080
+    "xl": Gpt2Config(hidden_size=1_600, layers=48, heads=25),  # 1,557,611,200
+}
+
+
+class Gpt2(Module):
+    """The model; calling it gives hidden states, and `head` turns them into logits."""
+
+    def __init__(self, config: Gpt2Config, *, rng: Generator | None) -> None:
+        c, std = config, config.init_std
+        # Section 2.3: residual weights are scaled by 1/sqrt(N), N the number of residual branches.
+        std_out = std / math.sqrt(2 * c.layers)
+        self.config = c
+        self.token_embedding = Embedding(c.vocab_size, c.hidden_size, std=std, rng=rng)
+        self.position_embedding = Embedding(c.positions, c.hidden_size, std=std, rng=rng)
+        self.blocks = [
+            PreNormBlock(
+                SelfAttention(
+                    c.hidden_size,
+                    c.heads,
+                    scale=_score_scale(c, i),
+                    dropout=c.attention_dropout,
+                    std=std,
+                    std_out=std_out,
+                    rng=rng,
+                ),
+                FeedForward(
+                    c.hidden_size,
+                    c.ffn_size or 4 * c.hidden_size,
+                    activation=ACTIVATIONS[c.activation],
+                    std=std,
+                    std_out=std_out,
+                    rng=rng,
+                ),
+                LayerNorm(c.hidden_size, eps=c.eps, rng=rng),
+                LayerNorm(c.hidden_size, eps=c.eps, rng=rng),
+                dropout=c.dropout,
+            )
+            for i in range(c.layers)
+        ]
+        self.norm = LayerNorm(c.hidden_size, eps=c.eps, rng=rng)
+        self.head = Head(
+            self.token_embedding.weight
+            if c.tied
+            else init.normal(rng, (c.vocab_size, c.hidden_size), std)
+        )
+
+    def __call__(
+        self,
+        input_ids: Array,
+        *,
+        attention_mask: Array | None = None,
+        position_ids: Array | None = None,
+        cache: Cache | None = None,
+        inspection: Inspection | None = None,
+        rng: Generator | None = None,
+    ) -> Tensor:
+        """Hidden states after the last norm, (B, T, D).
+
+        Args:
+            input_ids: (B, T) integers in [0, V); with a cache, only the tokens that are not in it yet.
+            attention_mask: (B, S) of 1 for real tokens and 0 for padding, S counting those in the cache.
+            position_ids: (B, T); 0 to T - 1 behind the cache by default, also with padding on the left.
+            cache: keys and values of earlier positions; extended.
+            inspection: collects hidden states and attention weights.
+            rng: source of dropout; without it nothing is dropped.
+
+        Raises:
+            ShapeError: ids out of range, too long, empty, or a mask of another shape.
+            DtypeError: ids that are not integers.
+        """
+        c, past = self.config, cache.length if cache else 0
+        xp = namespace(self.token_embedding.weight.array)
+        ids_BT = xp.asarray(_checked_ids(input_ids, c.vocab_size, "input_ids", "vocab_size"))
+        B, T = ids_BT.shape
+        if past + T > c.positions:
+            raise ShapeError(
+                f"{past + T} tokens, but this GPT-2 has {c.positions} positions. Truncate to {c.positions}, or read "
+                "long text in windows."
+            )
+        if position_ids is None:
+            position_ids = np.arange(past, past + T)
+        else:
+            position_ids = _checked_ids(position_ids, c.positions, "position_ids", "positions")
+        padding_BS = None if attention_mask is None else _checked_mask(attention_mask, (B, past + T))
+        x = self.token_embedding(ids_BT) + self.position_embedding(xp.asarray(position_ids))
+        x = ops.dropout(x, rate=c.embedding_dropout, rng=rng)
+        for layer, block in enumerate(self.blocks):
+            if inspection is not None:
+                inspection.hidden_states.append(x)
+            x = block(
+                x,
+                causal=True,
+                key_padding=None if padding_BS is None else xp.asarray(padding_BS),
+                cache=cache,
+                layer=layer,
+                inspection=inspection,
+                rng=rng,
+            )
+        if cache is not None:
+            cache.length += T
+        x = self.norm(x)
+        if inspection is not None:
+            inspection.hidden_states.append(x)
+        return x
+
+    def new_cache(self, batch: int, capacity: int) -> Cache:
+        """An empty cache for this many rows and positions."""
+        c, weight = self.config, self.token_embedding.weight.array
+        shape = (batch, c.heads, capacity, c.hidden_size // c.heads)
+        return Cache(c.layers, shape, weight.dtype, weight)
+
+    def next_logits(
+        self,
+        input_ids: Array,
+        *,
+        attention_mask: Array | None = None,
+        position_ids: Array | None = None,
+        cache: Cache | None = None,
+    ) -> Array:
+        """Logits (B, V) of the token after the last one given, as a NumPy array; nothing is recorded."""
+        with no_grad():
+            hidden = self(
+                input_ids, attention_mask=attention_mask, position_ids=position_ids, cache=cache
+            )
+            return to_numpy(self.head(hidden[:, -1]).array)  # type: ignore[index]
+
+
+def _score_scale(c: Gpt2Config, layer: int) -> float:
+    scale = 1 / math.sqrt(c.hidden_size // c.heads) if c.scaled else 1.0
+    return scale / (layer + 1) if c.scaled_by_depth else scale
+
+
+def _checked_ids(ids: Any, most: int, name: str, limit: str) -> Array:
+    """The ids as an integer array (B, T) in [0, most)."""
+    if isinstance(ids, Tensor):
+        ids = ids.array
+    ids = np.asarray(to_numpy(ids) if hasattr(ids, "dtype") else ids)
+    if ids.size == 0:
+        raise ShapeError(f"{name} is empty (shape {ids.shape}); a model needs at least one token.")
+    if ids.dtype.kind not in "iu":
+        raise DtypeError(
+            f"{name} has dtype {ids.dtype}, expected integers. Were probabilities or embeddings passed instead of ids?"
+        )
+    if ids.ndim != 2:
+        raise ShapeError(
+            f"{name} has shape {ids.shape}, expected (batch, time); for one text pass ids[None]."
+        )
+    if ids.min() < 0 or ids.max() >= most:
+        at = np.argwhere((ids < 0) | (ids >= most))[0].tolist()
+        raise ShapeError(
+            f"{name} contains {ids[tuple(at)]} at {at}, but this model has {limit}={most}. Do the tokenizer and the "
+            "model belong together? If tokens were added, resize the embeddings."
+        )
+    return ids
+
+
+def _checked_mask(mask: Any, shape: tuple[int, int]) -> Array:
+    """The mask as booleans of this shape."""
+    if isinstance(mask, Tensor):
+        mask = mask.array
+    mask = np.asarray(to_numpy(mask) if hasattr(mask, "dtype") else mask)
+    if mask.shape != shape:
+        raise ShapeError(
+            f"attention_mask has shape {mask.shape}, expected {shape}: one value per token, cached ones included."
+        )
+    if not np.isin(mask, (0, 1)).all():
+        raise ShapeError(
+            f"attention_mask contains {mask[~np.isin(mask, (0, 1))][0]}; expected 1 for real tokens and 0 for padding."
+        )
+    return mask.astype(bool)

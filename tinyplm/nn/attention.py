@@ -1,0 +1,128 @@
+"""Attention of many heads, and the cache that spares computing the past again.
+
+Axes: B batch, T queries, S keys, D width, H heads, K width of a head.
+"""
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from ..autograd import Tensor, ops
+from ..backend import namespace
+from ..errors import ShapeError
+from ..types import Array, Generator
+from .linear import Linear
+from .module import Module
+
+
+@dataclass
+class Inspection:
+    """A look inside: pass one to a model and read it afterwards.
+
+    Attributes:
+        hidden_states: the embeddings' sum and what each block hands on, (B, T, D) each.
+        attentions: the weights of each block, (B, H, T, S) each, before dropout.
+    """
+
+    hidden_states: list[Tensor] = field(default_factory=list)
+    attentions: list[Tensor] = field(default_factory=list)
+
+
+class Cache:
+    """Keys and values of every layer for the positions seen so far; room for `capacity` of them.
+
+    Attributes:
+        length: positions filled.
+    """
+
+    def __init__(
+        self, layers: int, shape: tuple[int, int, int, int], dtype: np.dtype, beside: Array
+    ) -> None:
+        """Shape is (B, H, capacity, K); beside is an array of the library to use."""
+        xp = namespace(beside)
+        self.keys = [xp.zeros(shape, dtype) for _ in range(layers)]
+        self.values = [xp.zeros(shape, dtype) for _ in range(layers)]
+        self.length = 0
+
+    @property
+    def capacity(self) -> int:
+        """Positions there is room for."""
+        return self.keys[0].shape[2] if self.keys else 0
+
+    def extend(self, layer: int, k: Array, v: Array) -> tuple[Array, Array]:
+        """Store keys and values (B, H, T, K) behind those of earlier positions; all of them so far, to be read."""
+        end = self.length + k.shape[2]
+        if end > self.capacity:
+            raise ShapeError(
+                f"the cache has room for {self.capacity} positions, {self.length} are filled and {k.shape[2]} more "
+                "came; make it with a larger capacity."
+            )
+        self.keys[layer][:, :, self.length : end] = k
+        self.values[layer][:, :, self.length : end] = v
+        return self.keys[layer][:, :, :end], self.values[layer][:, :, :end]
+
+    def reorder(self, rows: Array) -> None:
+        """Let batch row i be what row rows[i] was; there may be more rows than before, or fewer."""
+        filled = slice(0, self.length)
+        for store in (self.keys, self.values):
+            for layer, old in enumerate(store):
+                if len(rows) == len(old):
+                    old[:, :, filled] = old[rows, :, filled]
+                else:
+                    store[layer] = old[rows]
+
+
+class SelfAttention(Module):
+    """Attention of a sequence to itself: one projection to queries, keys and values, heads, one projection out."""
+
+    def __init__(
+        self,
+        width: int,
+        heads: int,
+        *,
+        scale: float | None = None,
+        dropout: float = 0.0,
+        std: float = 0.02,
+        std_out: float = 0.02,
+        rng: Generator | None,
+    ) -> None:
+        self.project_in = Linear(width, 3 * width, std=std, rng=rng)
+        self.project_out = Linear(width, width, std=std_out, rng=rng)
+        self.heads = heads
+        self.scale = scale
+        self.dropout = dropout
+
+    def __call__(
+        self,
+        x: Tensor,
+        *,
+        causal: bool,
+        key_padding: Array | None = None,
+        cache: Cache | None = None,
+        layer: int = 0,
+        inspection: Inspection | None = None,
+        rng: Generator | None = None,
+    ) -> Tensor:
+        B, T, D = x.shape
+        qkv = ops.reshape(self.project_in(x), shape=(B, T, 3, self.heads, D // self.heads))
+        q, k, v = (
+            ops.transpose(ops.reshape(part, shape=(B, T, self.heads, -1)), axes=(0, 2, 1, 3))
+            for part in ops.split(qkv, parts=3, axis=2)
+        )
+        if cache is not None:
+            k, v = map(Tensor.wrap, cache.extend(layer, k.array, v.array))
+        y = ops.attention(
+            q,
+            k,
+            v,
+            causal=causal,
+            key_padding=key_padding,
+            scale=self.scale,
+            rate=self.dropout,
+            rng=rng,
+            return_probabilities=inspection is not None,
+        )
+        if inspection is not None:
+            y, probabilities = y
+            inspection.attentions.append(probabilities)
+        return self.project_out(ops.reshape(ops.transpose(y, axes=(0, 2, 1, 3)), shape=(B, T, D)))

@@ -1,0 +1,16 @@
+"""Rows of a table by number."""
+
+from ..autograd import Tensor, ops
+from ..types import Array, Generator
+from . import init
+from .module import Module
+
+
+class Embedding(Module):
+    """A learned row (width,) for each of a number of things. The weight is (rows, width)."""
+
+    def __init__(self, rows: int, width: int, *, std: float = 0.02, rng: Generator | None) -> None:
+        self.weight = init.normal(rng, (rows, width), std)
+
+    def __call__(self, ids: Array) -> Tensor:
+        return ops.take_rows(self.weight, ids)  # type: ignore[return-value, arg-type]

@@ -1,0 +1,29 @@
+"""Normalisation layers."""
+
+from ..autograd import Tensor, ops
+from ..types import Generator
+from . import init
+from .module import Module
+
+
+class LayerNorm(Module):
+    """Mean 0 and variance 1 over the last axis, then gain and bias."""
+
+    def __init__(self, width: int, *, eps: float = 1e-5, rng: Generator | None) -> None:
+        self.gain = init.ones(rng, (width,))
+        self.bias = init.zeros(rng, (width,))
+        self.eps = eps
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return ops.layer_norm(x, self.gain, self.bias, eps=self.eps)  # type: ignore[return-value]
+
+
+class RMSNorm(Module):
+    """Root mean square 1 over the last axis, then gain."""
+
+    def __init__(self, width: int, *, eps: float = 1e-6, rng: Generator | None) -> None:
+        self.gain = init.ones(rng, (width,))
+        self.eps = eps
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return ops.rms_norm(x, self.gain, eps=self.eps)  # type: ignore[return-value]

@@ -1,0 +1,1 @@
+"""One function per run worth naming: parts put together."""

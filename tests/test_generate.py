@@ -204,10 +204,21 @@ def test_top_p_of_the_textbook_example():
     }
 
 
-def test_top_p_sums_a_large_vocabulary_without_losing_the_tail():
-    # 50,000 equal scores: p of them stay. A float32 running sum would be off by hundreds.
-    kept = np.isfinite(keep_top_p(np.zeros((1, 50_000), dtype=np.float32), 0.9)).sum()
-    assert abs(int(kept) - 45_000) <= 2
+def test_top_p_of_equal_scores_keeps_the_larger_ids():
+    scores = np.array([[1, 1, -np.inf, 1, 1], [0, 1, 1, 1, 9]], dtype=np.float32)
+    got = np.isfinite(keep_top_p(scores, 0.4))
+    np.testing.assert_array_equal(got, [[0, 0, 0, 1, 1], [0, 0, 0, 0, 1]])
+    assert np.flatnonzero(np.isfinite(keep_top_p(scores, 0.4, at_least=3))[1]).tolist() == [2, 3, 4]
+
+
+def test_top_p_finds_the_edge_among_fifty_thousand():
+    # A float32 running sum is off by one token in one of the first two.
+    for seed in range(4):
+        scores = np.random.default_rng(seed).normal(scale=0.1, size=(1, 50_000)).astype(np.float32)
+        head = np.sort(scores[0].astype(np.float64))
+        mass = np.cumsum(np.exp(head) / np.exp(head).sum())
+        kept = np.isfinite(keep_top_p(scores, 0.3)).sum()
+        assert kept == 50_000 - (mass <= 0.7).sum()
 
 
 @given(score_rows(gaps=False), st.floats(0.1, 5))
@@ -506,6 +517,23 @@ def test_beam_search_is_the_textbooks(beams, use_cache):
                 assert row[: 2 + len(tokens)] == [*prompt, *tokens]
                 assert not any(row[2 + len(tokens) :])
                 assert math.isclose(got.scores[which * beams + place], score, abs_tol=1e-5)
+
+
+def test_beam_search_stops_reading_when_nothing_can_change():
+    # Ending at once is the most probable by far; beams fill and the rest cannot catch up.
+    model = BigramModel(np.log([[0.9, 0.06, 0.04]] * 3))
+    for early_stopping, steps in ((True, 2), (False, 2), ("never", 2)):
+        model.reads = []
+        settings = {"max_new_tokens": 30, "eos_token_id": 0, "length_penalty": 0.0}
+        beam_search(model, [[1]], num_beams=2, early_stopping=early_stopping, **settings)
+        assert len(model.reads) == steps
+    # Longer sequences win under this length penalty: only True stops at the second end.
+    model = BigramModel(np.log([[0.3, 0.6, 0.1]] * 3))
+    for early_stopping, steps in ((True, 2), (False, 30), ("never", 30)):
+        model.reads = []
+        settings = {"max_new_tokens": 30, "eos_token_id": 0, "length_penalty": 4.0}
+        beam_search(model, [[1]], num_beams=2, early_stopping=early_stopping, **settings)
+        assert len(model.reads) == steps
 
 
 def test_one_beam_without_an_end_is_greedy():

@@ -188,8 +188,8 @@ def keep_top_p(scores: Array, p: float, *, at_least: int = 1) -> Array:
     head = np.full((len(scores), width), -np.inf, dtype=np.float32)
     head[np.arange(width) < counts[:, None]] = scores[finite]
     head.sort(axis=1)
-    # Summed in float64, then rounded: with 50,000 small terms a float32 sum would be off by more
-    # than the last of them.
+    # Summed in float64, then rounded, as torch does: a float32 running sum over 50,000 tokens can
+    # move the edge by one of them.
     mass = softmax(head).cumsum(axis=1, dtype=np.float64).astype(np.float32)
     dropped = np.minimum((mass <= 1 - p).sum(axis=1), width - at_least)
     edge = np.take_along_axis(head, dropped[:, None], axis=1)

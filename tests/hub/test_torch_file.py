@@ -276,7 +276,7 @@ REFUSED = {
     "no tensors": ({}, "holds nothing"),
     "a training checkpoint": ({"epoch": 3, "model": {}}, "'epoch' is int, not a tensor"),
     "nested dictionary": ({"model": {"w": None}}, "'model' is dict, not a tensor"),
-    "a storage by itself": ({"w": Kept("0", "FloatStorage", 6)}, "'w' is _Storage"),
+    "a storage by itself": ({"w": Kept("0", "FloatStorage", 6)}, "'w' is Storage"),
     "unknown storage": ({"w": tensor(kind="QInt8Storage")}, "asks to import 'torch.QInt8Storage'"),
     "storage of a dtype's name": ({"w": tensor(kind="float32")}, "describes a storage"),
     "negative storage": ({"w": tensor(count=-6)}, "describes a storage"),

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from tinyplm.generate import Beams, beam_search, generate
+from tinyplm.hub.pretrained import from_pretrained
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
@@ -118,9 +119,9 @@ def theirs(model, ids, mask, seed, settings):
     )
 
 
-def assert_same(model, ids, mask, seed, settings):
+def assert_same(model, ids, mask, seed, settings, *, ours=None):
     expected = theirs(model, ids, mask, seed, settings)
-    wrapped = Wrapped(model)
+    wrapped = ours or Wrapped(model)
     mask = np.ones_like(ids) if mask is None else mask
     rest = settings | {"attention_mask": mask, "rng": TorchDraws(seed)}
     if settings["num_beams"] > 1:
@@ -252,6 +253,29 @@ def test_beam_sampling_is_the_same_given_the_same_draws(models, early_stopping):
             "num_return_sequences": int(rng.integers(1, beams + 1)),
         }
         assert_same(models[0], ids, mask, seed, settings)
+
+
+@pytest.fixture(scope="module")
+def pairs(models, tmp_path_factory):
+    """Each model with ours, loaded from the files it saved."""
+    made = []
+    for number, model in enumerate(models):
+        folder = tmp_path_factory.mktemp(f"model{number}")
+        model.save_pretrained(folder)
+        made.append((model, from_pretrained(folder, dtype="float64")))
+    return made
+
+
+@pytest.mark.parametrize("beams", [1, 3])
+@pytest.mark.parametrize("do_sample", [False, True])
+def test_our_own_model_generates_the_same(pairs, beams, do_sample):
+    for seed in range(600, 620):
+        rng, ids, mask, settings = random_case(seed)
+        model, ours = pairs[seed % 3]
+        settings |= {"num_beams": beams, "no_repeat_ngram_size": int(rng.choice([0, 2]))}
+        if do_sample:
+            settings |= {"do_sample": True, "top_k": 0, "temperature": 2.0}
+        assert_same(model, ids, mask, seed, settings, ours=ours)
 
 
 def test_lengths_and_defaults_are_the_same(models):

@@ -36,6 +36,7 @@ class _Mode(threading.local):
 
 
 mode = _Mode()
+_lock = threading.Lock()
 _modes_in_use = (
     0  # blocks of no_grad and detect_anomaly open in any thread; 0 spares looking at the mode
 )

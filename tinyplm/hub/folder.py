@@ -21,7 +21,6 @@ from ..errors import CheckpointError, MissingFileError
 from .entry import TensorEntry, listed, shown
 from .regular_file import inside, read_json
 from .safetensors_file import read_safetensors
-from .torch_file import read_torch
 
 CONFIG_BYTES = 16_000_000
 INDEX_BYTES = 100_000_000
@@ -62,16 +61,25 @@ def read_folder(path: str | Path) -> ModelFolder:
         )
     config = read_json(inside(folder, "config.json"), limit=CONFIG_BYTES)
     for name in WEIGHTS:
-        reader = read_safetensors if name.endswith(".safetensors") else read_torch
         if name in names:
-            return ModelFolder(folder, config, MappingProxyType(reader(inside(folder, name))))
-        if f"{name}.index.json" in names:
-            shards = _read_shards(folder, f"{name}.index.json", reader)
-            return ModelFolder(folder, config, MappingProxyType(shards))
+            entries = _reader(name)(inside(folder, name))
+        elif f"{name}.index.json" in names:
+            entries = _read_shards(folder, f"{name}.index.json", _reader(name))
+        else:
+            continue
+        return ModelFolder(folder, config, MappingProxyType(entries))
     raise MissingFileError(
         f"{folder} has no weights: expected {' or '.join(WEIGHTS)} or an index of shards. It "
         f"holds: {listed(names)}. Weights of other frameworks (.h5, .msgpack, .gguf) are not read."
     )
+
+
+def _reader(name: str) -> Callable[[Path], dict[str, TensorEntry]]:
+    if name.endswith(".safetensors"):
+        return read_safetensors
+    from .torch_file import read_torch  # rarely needed, and slower to import than all the rest
+
+    return read_torch
 
 
 def _demand_folder(folder: Path) -> None:

@@ -1,7 +1,6 @@
 """From a model folder to a model and back."""
 
 import re
-import tempfile
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -166,6 +165,8 @@ def save_pretrained(
 
 def _files_of(tokenizer: Any) -> dict[str, bytes]:
     """What a tokenizer writes, so that it can be put in place together with the model."""
+    import tempfile
+
     with tempfile.TemporaryDirectory() as folder:
         tokenizer.save(folder)
         return {item.name: item.read_bytes() for item in Path(folder).iterdir()}

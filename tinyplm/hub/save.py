@@ -14,7 +14,6 @@ A process that is killed leaves temporary files; the next save removes those old
 
 import json
 import os
-import secrets
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -55,7 +54,7 @@ def save_folder(
     staged: dict[str, Path] = {}
 
     def stage(name: str, write: Callable[[BinaryIO], None]) -> None:
-        staged[name] = folder / f".{name}.{secrets.token_hex(4)}.saving"
+        staged[name] = folder / f".{name}.{os.urandom(4).hex()}.saving"
         _write_through(staged[name], write)
 
     try:

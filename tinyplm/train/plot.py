@@ -1,5 +1,6 @@
 """Loss against step, as a picture where matplotlib is installed and as text everywhere."""
 
+import itertools
 import math
 import sys
 import warnings
@@ -16,7 +17,7 @@ Points = Sequence[tuple[float, float]]
 # Told apart by readers with any colour vision, and in grey (Okabe and Ito, 2008).
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 _MARKERS = "*ox+#@%&"
-_KINDS = {"train": "loss", "validation": "validation_loss"}
+_KINDS = {"training": "loss", "validation": "validation_loss"}
 _ACROSS = 0.02  # share of the curve that one point of the smoothed line averages over
 
 
@@ -39,14 +40,14 @@ def plot_losses(
     """
     curves = {name: _curves(records) for name, records in runs.items()}
     series = {
-        kind if len(curves) == 1 else f"{kind}: {name}": points
+        kind if len(curves) == 1 else f"{kind} of {name}": points
         for name, kinds in curves.items()
         for kind, points in kinds.items()
     }
     if not any(_finite(points) for points in series.values()):
         raise DataError(
-            f"Nothing to plot: no finite 'loss' or 'validation_loss' in {', '.join(runs) or 'no run'}."
-            " Did the run stop before its first record?"
+            "Nothing to plot: no finite 'loss' or 'validation_loss' in "
+            f"{', '.join(runs) or 'no run'}. Did the run stop before its first record?"
         )
     if output is not None:
         try:
@@ -76,12 +77,13 @@ def text_plot(
         raise ConfigError(
             f"A text plot needs 24 characters by 6 lines; got width={width}, height={height}."
         )
-    finite = {name: _finite(points) for name, points in series.items()}
+    finite: dict[str, Points] = {name: _finite(points) for name, points in series.items()}
     everything = [point for points in finite.values() for point in points]
     if not everything:
         raise DataError("Nothing to plot: there is no finite loss.")
     left, right = min(x for x, _ in everything), max(x for x, _ in everything)
     low, high = min(y for _, y in everything), max(y for _, y in everything)
+    # One value only: put it in the middle of an axis of some height.
     spread = (high - low) or abs(high) * 0.1 or 1.0
     if high == low:
         low, high = low - spread / 2, high + spread / 2
@@ -119,8 +121,8 @@ def text_plot(
         label = labels[row] if row in shown else ""
         lines.append(f"{label:>{margin}} |{''.join(cells)}".rstrip())
     lines.append(" " * margin + " +" + "-" * columns)
-    first, last = f"{left:,.0f}", f"{right:,.0f} steps"
-    lines.append(" " * (margin + 2) + first + last.rjust(columns - len(first)))
+    first, last = f"step {left:,.0f}", f"{right:,.0f}" if right > left else ""
+    lines.append((" " * (margin + 2) + first + last.rjust(columns - len(first))).rstrip())
     for name, points in series.items():
         text = f"{marks[name]} {name}"
         if kept := finite[name]:
@@ -184,7 +186,7 @@ def _thinned(points: Sequence[tuple[float, float]], most: int) -> list[tuple[flo
 def _line(places: Sequence[tuple[int, int]]) -> set[tuple[int, int]]:
     """Return every dot on the way from each place to the next."""
     dots = set(places)
-    for (x0, y0), (x1, y1) in zip(places, places[1:], strict=False):
+    for (x0, y0), (x1, y1) in itertools.pairwise(places):
         for i in range(steps := max(abs(x1 - x0), abs(y1 - y0))):
             dots.add((round(x0 + (x1 - x0) * i / steps), round(y0 + (y1 - y0) * i / steps)))
     return dots
@@ -207,18 +209,20 @@ def _smoothed(values: Sequence[float], reach: int) -> list[float]:
     """Return the mean of up to `reach` finite values on either side; nan where there are none."""
     means = []
     for i in range(len(values)):
-        # At the ends the window narrows on both sides, so that it never leans.
-        half = min(reach, i, len(values) - 1 - i)
+        # At the start, where the course is steep, the window narrows on both sides so that it does
+        # not lean; at the end it loses one side only, as a narrow window there would show noise.
+        half = min(reach, i)
         near = [v for v in values[i - half : i + half + 1] if math.isfinite(v)]
         means.append(sum(near) / len(near) if near else math.nan)
     return means
 
 
 def _picture(curves: Mapping[str, Mapping[str, Points]], output: Path) -> None:
-    """Draw training as a thin line with its smoothed course, validation as dots on a dashed one."""
+    """Draw training as a thin line and its smoothed course, validation as a dashed one."""
     # A figure of its own, not pyplot: no window, no global state, nothing left behind.
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
 
     figure = Figure(figsize=(8, 5), dpi=160, layout="constrained")
     FigureCanvasAgg(figure)
@@ -226,18 +230,16 @@ def _picture(curves: Mapping[str, Mapping[str, Points]], output: Path) -> None:
     for number, (name, kinds) in enumerate(curves.items()):
         colour = _COLOURS[number % len(_COLOURS)]
         # matplotlib hides what starts with an underscore, and so a name never comes first.
-        suffix = "" if len(curves) == 1 else f": {name}"
-        if points := kinds.get("train"):
-            x, y = (
-                [p[0] for p in points],
-                [p[1] if math.isfinite(p[1]) else math.nan for p in points],
-            )
+        suffix = "" if len(curves) == 1 else f" of {name}"
+        if points := kinds.get("training"):
+            x = [step for step, _ in points]
+            y = [loss if math.isfinite(loss) else math.nan for _, loss in points]
             reach = round(len(y) * _ACROSS / 2)
             if reach:
                 axes.plot(x, y, color=colour, linewidth=0.7, alpha=0.3)
                 y = _smoothed(y, reach)
             dot = "o" if len(_finite(points)) == 1 else None
-            axes.plot(x, y, color=colour, linewidth=1.8, marker=dot, label=f"train{suffix}")
+            axes.plot(x, y, color=colour, linewidth=1.8, marker=dot, label=f"training{suffix}")
         if points := kinds.get("validation"):
             alone = len(curves) == 1
             axes.plot(
@@ -258,7 +260,8 @@ def _picture(curves: Mapping[str, Mapping[str, Points]], output: Path) -> None:
     axes.grid(color="0.88", linewidth=0.7)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}" if value == int(value) else "")
+    axes.xaxis.set_major_locator(MaxNLocator("auto", integer=True, steps=[1, 2, 2.5, 5, 10]))
+    axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
     title = axes.set_title(next(iter(curves)), loc="left") if len(curves) == 1 else None
     legend = axes.legend(frameon=False)
     fonts = _fonts("".join(curves))
@@ -278,7 +281,9 @@ def _fonts(text: str) -> list[str]:
         return ["DejaVu Sans"]
     from matplotlib.font_manager import fontManager
 
-    wanted = ("Malgun Gothic", "Apple SD Gothic Neo", "AppleGothic", "NanumGothic", "Noto Sans CJK")
-    wanted += ("Noto Sans KR", "Yu Gothic", "Hiragino Sans", "Microsoft YaHei", "PingFang SC")
+    wanted = (
+        *("Malgun Gothic", "Apple SD Gothic Neo", "AppleGothic", "NanumGothic", "Noto Sans CJK"),
+        *("Noto Sans KR", "Yu Gothic", "Hiragino Sans", "Microsoft YaHei", "PingFang SC"),
+    )
     installed = sorted({font.name for font in fontManager.ttflist})
     return ["DejaVu Sans", *(name for name in installed if name.startswith(wanted))]

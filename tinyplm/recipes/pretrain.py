@@ -1,0 +1,351 @@
+"""Pretraining from a text to a model folder, as an iterator of what happened.
+
+A run's folder holds, while it runs and after: run.json (its settings), tokenizer.json, tokens.bin, metrics.jsonl,
+checkpoint-NNNNNN folders, and at the end the model as a folder that transformers opens too.
+"""
+
+import contextlib
+import itertools
+import signal
+import threading
+import time
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import numpy as np
+
+from ..backend import library, to_numpy
+from ..errors import ConfigError, DataError, NonFiniteError, TinyplmWarning
+from ..generate import generate
+from ..hub import save_pretrained
+from ..objectives import OBJECTIVES
+from ..optim import AdamW
+from ..text import Tokenizer, TokenFile, Windows, open_corpus, tokenize_corpus
+from ..train import checkpoint
+from ..train.checkpoint import replace_file
+from ..train.evaluate import Score, validation_loss
+from ..train.loop import Step, train
+from ..train.progress import MetricsLog
+from .models import MODELS
+from .run import Run, read_saved
+
+TOKENIZERS = {"chars": "chars", "bytes": "bytes", "bpe": "byte-bpe"}
+"""Tokenizers that a run trains, by their names on the command line."""
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """Everything is ready to train."""
+
+    run: Run
+    output: Path
+    corpus: str
+    tokenizer: Tokenizer
+    train_tokens: int
+    validation_tokens: int
+    text_bytes: int
+    model: Any
+    resumed: int
+    first_batch: Any
+    seconds: float
+
+    @property
+    def memory(self) -> int:
+        """Bytes that training takes, estimated: weights, gradients, two moments, activations, logits."""
+        c, r = self.model.config, self.run
+        weights = 4 * 4 * self.model.parameter_count
+        tokens = r.batch * r.positions
+        activations = 4 * tokens * c.layers * (14 * c.hidden_size + 2 * (c.ffn_size or 0))
+        scores = 4 * r.batch * c.heads * r.positions**2 * c.layers
+        return int(weights + activations + scores + 2 * 4 * tokens * c.vocab_size)
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """The validation loss after an update."""
+
+    step: int
+    score: Score
+    whole: bool
+
+
+@dataclass(frozen=True)
+class Saved:
+    """A checkpoint was written."""
+
+    step: int
+    path: Path
+    interrupted: bool = False
+
+
+@dataclass(frozen=True)
+class Finished:
+    """The run is over and the model saved."""
+
+    output: Path
+    score: Score
+    sample: str
+    seconds: float
+
+
+def prepare(run: Run, output: Path, *, resumed: int = 0) -> Prepared:
+    """Text, tokenizer, tokens and a new model in the folder; nothing is trained."""
+    began = time.perf_counter()
+    output.mkdir(parents=True, exist_ok=True)
+    corpus = open_corpus(run.data, encoding=run.encoding, column=run.text_column)
+    tokenizer = _tokenizer(run, corpus, output)
+    tokens = tokenize_corpus(corpus, tokenizer, output / "tokens.bin")
+    training, held_out = _split(tokens, run)
+    rng = np.random.default_rng(run.seed)
+    entry = MODELS[run.model]
+    model = entry.build(entry.config(run, tokenizer.vocab_size), rng=rng)
+    xp = library(run.device)
+    if xp is not np:
+        model.load({name: xp.asarray(array) for name, array in model.arrays().items()})
+    windows = Windows(training, length=run.positions, batch=run.batch, seed=run.seed)
+    return Prepared(
+        run=run,
+        output=output,
+        corpus=corpus.description,
+        tokenizer=tokenizer,
+        train_tokens=len(training),
+        validation_tokens=len(held_out),
+        text_bytes=tokens.text_bytes,
+        model=model,
+        resumed=resumed,
+        first_batch=next(windows)["input_ids"],
+        seconds=time.perf_counter() - began,
+    )
+
+
+def pretrain(
+    run: Run, *, resume: bool = False
+) -> Iterator[Prepared | Step | Evaluated | Saved | Finished]:
+    """Train a model on a text from the beginning, or go on where an interrupted run stood.
+
+    The first Ctrl-C ends the update at hand, writes a checkpoint, yields it with interrupted=True and stops.
+
+    Args:
+        run: the settings; when resuming, those that were saved.
+        resume: go on from the newest checkpoint of the folder `run.output`, bit for bit as if never interrupted.
+
+    Raises:
+        NonFiniteError: the loss or its gradient is not finite; the last checkpoint is intact.
+        ConfigError, DataError, CheckpointError: what the message says.
+    """
+    began = time.perf_counter()
+    output = Path(run.output) if run.output else _free_folder(Path("runs"), run.model)
+    saved = checkpoint.load_latest(output) if resume else None
+    if not resume and output.is_dir() and any(output.glob("checkpoint-*")):
+        raise ConfigError(
+            f"{output} already holds a run. --resume goes on with it; another --output starts a new one."
+        )
+    output.mkdir(parents=True, exist_ok=True)
+    replace_file(output / "run.json", replace(run, output=str(output)).as_json().encode())
+    ready = prepare(run, output, resumed=saved.step if saved else 0)
+    yield ready
+
+    model, tokenizer = ready.model, ready.tokenizer
+    training, held_out = _split(TokenFile.open(output / "tokens.bin"), run)
+    objective = OBJECTIVES[run.objective or MODELS[run.model].objectives[0]]()
+    windows = Windows(training, length=run.positions, batch=run.batch, seed=run.seed)
+    optimizer = AdamW(
+        model.named_parameters(),
+        beta_1=run.beta_1,
+        beta_2=run.beta_2,
+        weight_decay=run.weight_decay,
+    )
+    rng = np.random.default_rng([run.seed, 1])
+    if saved:
+        optimizer.restore(saved.arrays["optimizer"], saved.state["optimizer"])
+        model.load(_on_device(saved.arrays["model"], run.device))
+        windows.restore(saved.state["windows"])
+        rng.bit_generator.state = saved.state["rng"]
+
+    def save(step: int) -> Path:
+        return checkpoint.save(
+            output,
+            step,
+            arrays={
+                "model": {name: to_numpy(a) for name, a in model.arrays().items()},
+                "optimizer": {name: to_numpy(a) for name, a in optimizer.arrays().items()},
+            },
+            state={
+                "optimizer": optimizer.state(),
+                "windows": windows.state(),
+                "rng": rng.bit_generator.state,
+            },
+        )
+
+    last = saved.step if saved else 0
+    with MetricsLog(output / "metrics.jsonl", resumed=last) as log, _Interrupts() as interrupts:
+        records = train(
+            model,
+            objective,
+            windows,
+            optimizer,
+            run.rate,
+            rng=rng,
+            start=last,
+            steps=run.steps,
+            accumulate=run.accumulate,
+            clip=run.clip or None,
+        )
+        try:
+            for step in records:
+                yield step
+                record = {
+                    "step": step.number,
+                    "loss": step.loss,
+                    "gradient_norm": step.gradient_norm,
+                    "learning_rate": step.learning_rate,
+                    "tokens": step.tokens,
+                    "seconds": round(step.seconds, 6),
+                }
+                score = None
+                if step.number % run.evaluation_interval == 0 or step.number == run.steps:
+                    whole = step.number == run.steps
+                    score = _validate(model, objective, held_out, run, whole=whole)
+                    record["validation_loss"] = score.nats
+                log.write(record)
+                if score:
+                    yield Evaluated(step.number, score, whole)
+                due = step.number % run.checkpoint_interval == 0 or step.number == run.steps
+                if due or interrupts.asked:
+                    log.sync()
+                    path = save(step.number)
+                    last = step.number
+                    stopping = interrupts.asked and step.number < run.steps
+                    yield Saved(step.number, path, interrupted=stopping)
+                    if stopping:
+                        return
+        except NonFiniteError as error:
+            intact = f"Checkpoint {last} is intact. " if last else "There is no checkpoint yet. "
+            raise NonFiniteError(str(error).replace("Try ", intact + "Try ", 1)) from None
+
+    if score is None:  # resumed at the very end
+        score = _validate(model, objective, held_out, run, whole=True)
+    save_pretrained(model, output, tokenizer=tokenizer)
+    yield Finished(
+        output=output,
+        score=score,
+        sample=_sample(model, tokenizer, run),
+        seconds=time.perf_counter() - began,
+    )
+
+
+def saved_run(output: str | None, model: str) -> Run:
+    """The settings of the run in a folder, or of the newest of that model under runs/."""
+    if output:
+        return read_saved(Path(output))
+    folders = [path.parent for path in Path("runs").glob(f"{model}*/run.json")]
+    if not folders:
+        raise ConfigError(
+            f"--resume found no run of {model} under runs/. Name its folder with --output, or start one without "
+            "--resume."
+        )
+    return read_saved(max(folders, key=lambda folder: (folder / "run.json").stat().st_mtime))
+
+
+def _on_device(arrays: dict[str, Any], device: str) -> dict[str, Any]:
+    xp = library(device)
+    return {name: xp.asarray(array) for name, array in arrays.items()}
+
+
+def _free_folder(parent: Path, name: str) -> Path:
+    """parent/name, or the first of name-2, name-3 and so on that holds nothing."""
+    for number in itertools.count(1):
+        path = parent / (name if number == 1 else f"{name}-{number}")
+        if not path.exists() or (path.is_dir() and not any(path.iterdir())):
+            return path
+    raise AssertionError("unreachable")
+
+
+def _tokenizer(run: Run, corpus: Any, output: Path) -> Tokenizer:
+    """The run's tokenizer: the one in its folder when resumed, else trained or loaded, and saved there."""
+    if (output / "tokenizer.json").is_file() and any(output.glob("checkpoint-*")):
+        return Tokenizer.load(output)
+    if run.tokenizer in TOKENIZERS:
+        tokenizer = Tokenizer.train(
+            TOKENIZERS[run.tokenizer], corpus.documents(), vocab_size=run.vocab_size
+        )
+    elif Path(run.tokenizer).exists():
+        tokenizer = Tokenizer.load(Path(run.tokenizer))
+    else:
+        raise ConfigError(
+            f"--tokenizer is '{run.tokenizer}', which is neither a file or folder nor one of: "
+            f"{', '.join(TOKENIZERS)}."
+        )
+    tokenizer.save(output)
+    return tokenizer
+
+
+def _split(tokens: TokenFile, run: Run) -> tuple[TokenFile, TokenFile]:
+    training, held_out = tokens.split(run.validation)
+    if len(training) <= run.positions or len(held_out) < 2:
+        raise DataError(
+            f"The text has {len(tokens):,} tokens: {len(training):,} to train on and {len(held_out):,} held out. "
+            f"A window of {run.positions} positions needs at least {run.positions + 1} to train on and 2 held out. "
+            "Give more text, or lower --positions."
+        )
+    return training, held_out
+
+
+def _validate(
+    model: Any, objective: Any, held_out: TokenFile, run: Run, *, whole: bool
+) -> Score:
+    """Loss on the held-out text, cut into windows one after another."""
+    length = min(run.positions, len(held_out) - 1)
+    batches = Windows(held_out, length=length, batch=run.batch, seed=run.seed).in_order()
+    if not whole:
+        batches = itertools.islice(batches, max(1, -(-run.evaluation_windows // run.batch)))
+    nats = validation_loss(model, objective, batches, rng=np.random.default_rng(run.seed))
+    return Score(nats=nats, tokens=len(held_out), bytes=held_out.text_bytes)
+
+
+def _sample(model: Any, tokenizer: Tokenizer, run: Run) -> str:
+    """Text that the model writes from nothing."""
+    start = tokenizer.end_of_text
+    if start is None:
+        start = int(tokenizer.encode("\n")[0]) if "\n" in tokenizer else 0
+    room = min(run.sample_tokens, run.positions - 1)
+    if not room:
+        return ""
+    ids = generate(
+        model,
+        np.array([[start]]),
+        max_new_tokens=room,
+        do_sample=True,
+        temperature=0.8,
+        top_k=min(50, tokenizer.vocab_size),
+        rng=np.random.default_rng(run.seed),
+    )
+    return tokenizer.decode(ids[0, 1:], skip_special=True)
+
+
+class _Interrupts(contextlib.AbstractContextManager["_Interrupts"]):
+    """Turns the first Ctrl-C, or request to end, into a wish that is granted after the update; the second ends at once."""
+
+    def __init__(self) -> None:
+        self.asked = False
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> "_Interrupts":
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self._before[number] = signal.signal(number, self._note)
+        return self
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        if self.asked:
+            raise KeyboardInterrupt
+        self.asked = True
+        warnings.warn("Stopping after this update; a checkpoint follows.", TinyplmWarning, stacklevel=2)
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,216 @@
+"""What a pretraining run is made of: one flat table of settings, from flags, from a TOML file, or saved beside a run."""
+
+import dataclasses
+import difflib
+import json
+import math
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, get_type_hints
+
+from ..errors import CheckpointError, ConfigError, MissingFileError
+from ..objectives import OBJECTIVES
+from ..optim import SCHEDULES
+from .models import MODELS
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """Settings of a pretraining run; each is a flag of the command line and a key of the TOML file.
+
+    Attributes:
+        model: what to pretrain; `tinyplm models` lists them.
+        objective: what it learns from; the model's own when None.
+        data: a file or folder of text; Python's own documentation when None.
+        encoding: of the text.
+        text_column: of .csv, .tsv and .jsonl files; found by itself when None.
+        validation: share of the text, its end, that is held out.
+        tokenizer: "chars", "bytes", "bpe" (byte-level), or a path to a trained one.
+        vocab_size: of a tokenizer trained here.
+        layers: blocks.
+        heads: per layer.
+        hidden_size: width.
+        positions: tokens of a window, and the longest context.
+        dropout: everywhere the paper has it.
+        steps: updates.
+        batch: windows in a batch.
+        accumulate: batches of an update.
+        lr: peak of the learning rate.
+        min_lr: where the schedule ends; a tenth of lr when None.
+        warmup: updates until the peak; a twentieth of the steps, at most 1000, when None.
+        schedule: "cosine", "linear", "constant" or "inverse-square-root".
+        weight_decay: of matrices, per update times the learning rate.
+        beta_1: memory of Adam's mean.
+        beta_2: memory of Adam's mean square.
+        clip: longest gradient norm; 0 for no clipping.
+        seed: of everything drawn.
+        evaluate_every: updates between looks at the validation loss; ten looks in all when None.
+        evaluation_windows: windows of validation text read at each look but the last, which reads all.
+        checkpoint_every: updates between checkpoints; as often as evaluated when None.
+        sample_tokens: length of the sample printed at the end.
+        device: "cpu" or "cuda".
+        output: folder of the run; a new one under runs/ when None.
+    """
+
+    model: str = "gpt2"
+    objective: str | None = None
+    data: str | None = None
+    encoding: str = "utf-8"
+    text_column: str | None = None
+    validation: float = 0.1
+    tokenizer: str = "bpe"
+    vocab_size: int = 2_048
+    layers: int = 4
+    heads: int = 4
+    hidden_size: int = 128
+    positions: int = 128
+    dropout: float = 0.0
+    steps: int = 400
+    batch: int = 16
+    accumulate: int = 1
+    lr: float = 3e-3
+    min_lr: float | None = None
+    warmup: int | None = None
+    schedule: str = "cosine"
+    weight_decay: float = 0.1
+    beta_1: float = 0.9
+    beta_2: float = 0.99
+    clip: float = 1.0
+    seed: int = 0
+    evaluate_every: int | None = None
+    evaluation_windows: int = 64
+    checkpoint_every: int | None = None
+    sample_tokens: int = 80
+    device: str = "cpu"
+    output: str | None = None
+
+    def __post_init__(self) -> None:
+        kinds = get_type_hints(Run)
+        for field in dataclasses.fields(self):
+            value, kind = getattr(self, field.name), kinds[field.name]
+            if kind is float and type(value) is int:
+                object.__setattr__(self, field.name, float(value))
+            elif not isinstance(value, kind) or isinstance(value, bool):
+                raise ConfigError(f"{field.name} is {value!r}, expected {_said(kind)}.")
+        for name in ("layers", "heads", "hidden_size", "positions", "steps", "batch", "accumulate"):
+            self._at_least(name, 1)
+        for name in ("warmup", "seed", "sample_tokens"):
+            self._at_least(name, 0)
+        for name in ("evaluate_every", "checkpoint_every", "evaluation_windows"):
+            self._at_least(name, 1)
+        self._at_least("vocab_size", 2)
+        for name in ("lr", "min_lr", "weight_decay", "clip"):
+            self._at_least(name, 0.0)
+        if not 0 < self.validation < 1:
+            raise ConfigError(
+                f"validation is {self.validation}, expected a share of the text between 0 and 1, such as 0.1."
+            )
+        _known("model", self.model, MODELS)
+        _known("schedule", self.schedule, SCHEDULES)
+        _known("device", self.device, ("cpu", "cuda"))
+        if self.objective is not None:
+            _known("objective", self.objective, OBJECTIVES)
+            fitting = MODELS[self.model].objectives
+            if self.objective not in fitting:
+                raise ConfigError(
+                    f"Objective '{self.objective}' does not fit {self.model}, which can learn from: "
+                    f"{', '.join(fitting)}."
+                )
+
+    def _at_least(self, name: str, least: float) -> None:
+        value = getattr(self, name)
+        if value is not None and not least <= value < math.inf:
+            raise ConfigError(f"{name} is {value}, expected a finite number of at least {least}.")
+
+    def rate(self, step: int) -> float:
+        """Learning rate of an update, counted from 0."""
+        warmup = min(1_000, self.steps // 20) if self.warmup is None else self.warmup
+        floor = self.lr / 10 if self.min_lr is None else self.min_lr
+        return SCHEDULES[self.schedule](
+            step, peak=self.lr, warmup=warmup, total=self.steps, floor=floor
+        )
+
+    @property
+    def evaluation_interval(self) -> int:
+        """Updates between looks at the validation loss."""
+        return self.evaluate_every or max(1, self.steps // 10)
+
+    @property
+    def checkpoint_interval(self) -> int:
+        """Updates between checkpoints."""
+        return self.checkpoint_every or self.evaluation_interval
+
+    def as_json(self) -> str:
+        """All settings as one JSON object."""
+        return json.dumps(dataclasses.asdict(self), indent=2, ensure_ascii=False) + "\n"
+
+
+def from_settings(settings: Mapping[str, Any], where: str) -> Run:
+    """A run from settings by name; a name that does not exist suggests the nearest."""
+    fields = {field.name for field in dataclasses.fields(Run)}
+    for name in settings:
+        _known("setting", name, fields, where)
+    try:
+        return Run(**settings)
+    except ConfigError as error:
+        raise ConfigError(f"{where}: {error}") from None
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """Settings of a TOML file, by name with underscores or dashes; a relative data path counts from the file.
+
+    Raises:
+        MissingFileError: no such file.
+        ConfigError: it is not TOML, or has tables.
+    """
+    try:
+        text = path.read_bytes().decode("utf-8")
+    except FileNotFoundError:
+        raise MissingFileError(f"No file {path}. --config names a TOML file of settings.") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} cannot be read: {error}") from None
+    try:
+        settings = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{path} is not TOML: {error}. Expected lines such as: layers = 4") from None
+    for name, value in settings.items():
+        if isinstance(value, dict | list):
+            raise ConfigError(f"{path}: {name} is a table or list; settings are plain lines, such as: layers = 4")
+    return {name.replace("-", "_"): value for name, value in settings.items()}
+
+
+def read_saved(folder: Path) -> Run:
+    """The settings saved in a run's folder.
+
+    Raises:
+        MissingFileError: the folder holds no run.
+        CheckpointError: the file is damaged.
+    """
+    path = folder / "run.json"
+    try:
+        settings = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise MissingFileError(
+            f"No run in {folder}: there is no run.json. Start one without --resume, or name its folder with --output."
+        ) from None
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path} is damaged ({error}); start the run anew in another folder.") from None
+    return from_settings(settings, str(path))
+
+
+def _known(what: str, name: str, known: Any, where: str = "") -> None:
+    if name in known:
+        return
+    near = difflib.get_close_matches(name, list(known), n=1)
+    hint = f" Did you mean '{near[0]}'?" if near else ""
+    before = f"{where}: no" if where else "No"
+    raise ConfigError(f"{before} {what} '{name}'.{hint} Known: {', '.join(sorted(known))}.")
+
+
+def _said(kind: Any) -> str:
+    words = {int: "a whole number", float: "a number", str: "text"}
+    return words.get(kind) or " or nothing, ".join(
+        words[k] for k in kind.__args__ if k is not type(None)
+    )

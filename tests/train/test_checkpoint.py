@@ -305,9 +305,9 @@ def test_all_is_flushed_before_it_gets_its_name_and_nothing_goes_before_that(mon
     temporary = disk.log[named][1]
     for path in [temporary, *(temporary / file.name for file in final.iterdir())]:
         flushed = max(i for i, call in enumerate(before) if call[:2] == ("fsync", path))
-        written = [i for i, call in enumerate(before) if call[:2] == ("write", path)]
-        inside = [i for i, call in enumerate(before) if call[0] == "open" and path in call[1:2]]
-        assert flushed > max(written + inside[:-1], default=-1)
+        # A folder changes with each file made in it, a file with each write.
+        changes = [("open", path / file.name) for file in final.iterdir()] + [("write", path)]
+        assert flushed > max(i for i, call in enumerate(before) if call[:2] in changes)
     opened = [c[1].name for c in before if c[0] == "open" and c[1].parent == temporary]
     assert opened[-1] == "manifest.json"
     flushed = next(i for i, call in enumerate(after) if call[:2] == ("fsync", tmp_path))
@@ -315,6 +315,28 @@ def test_all_is_flushed_before_it_gets_its_name_and_nothing_goes_before_that(mon
     assert removed
     assert flushed < min(removed)
     assert not [call for call in before if call[0] in ("rename", "rmdir")]
+
+
+def test_each_folder_that_is_made_is_flushed_into_its_parent(monkeypatch, tmp_path):
+    disk = Disk()
+    monkeypatch.setattr(checkpoint, "os", disk)
+    final = put(tmp_path / "a" / "b", 1)
+    for folder in (tmp_path / "a", tmp_path / "a" / "b"):
+        made = disk.log.index(("mkdir", folder))
+        flushed = [call[:2] for call in disk.log].index(("fsync", folder.parent))
+        named = next(i for i, call in enumerate(disk.log) if call[-1] == final)
+        assert made < flushed < named
+
+
+def test_a_system_that_writes_less_than_asked_is_asked_again(monkeypatch, tmp_path):
+    class Slow(Disk):
+        def call(self, name, function, given):
+            if name == "write":
+                given = (given[0], given[1][:7])
+            return super().call(name, function, given)
+
+    monkeypatch.setattr(checkpoint, "os", Slow())
+    assert holds(load(put(tmp_path, 1)), *content(1))
 
 
 def test_no_change_on_disk_escapes_the_list_of_operations(monkeypatch, tmp_path):

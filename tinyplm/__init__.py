@@ -10,7 +10,6 @@ from .autograd import no_grad as no_grad
 from .autograd import ops as ops
 
 if TYPE_CHECKING:
-    from .generate import generate as generate
     from .hub import from_pretrained as from_pretrained
     from .hub import load as load
     from .hub import save_pretrained as save_pretrained
@@ -21,7 +20,6 @@ __version__ = "0.1.0"
 _ON_FIRST_USE = {
     "Tokenizer": "text",
     "from_pretrained": "hub",
-    "generate": "generate",
     "load": "hub",
     "save_pretrained": "hub",
 }
@@ -31,7 +29,7 @@ def __getattr__(name: str) -> Any:
     """What is dear to import comes when it is first asked for."""
     if name in _ON_FIRST_USE:
         found = getattr(import_module(f".{_ON_FIRST_USE[name]}", __name__), name)
-        globals()[name] = found  # over the submodule of the same name, where there is one
+        globals()[name] = found
         return found
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 

@@ -249,7 +249,7 @@ def op(function: _T) -> _T:
                 if x.requires_grad:
                     wanted = True
                     parent = x._node or x
-            elif x.__class__ is float or x.__class__ is int:
+            elif x.__class__ is float or x.__class__ is int or x is None:
                 arrays.append(x)
             elif isinstance(
                 x, np.generic
@@ -277,7 +277,7 @@ def op(function: _T) -> _T:
             made = tuple(map(_result, result, parts))
         else:
             made = _result(result, node)
-        if outside or attributes or guard.exposed:
+        if outside or guard.exposed or (attributes and _holds_array(attributes)):
             given = [a for a, x in zip(arrays, inputs, strict=True) if a is x]
             _watch(node, made, [*given, *attributes.values()])
         return made
@@ -332,6 +332,17 @@ def _result(array: Any, node: Node | None) -> Tensor:
     tensor.requires_grad = node is not None
     tensor.grad = None
     return tensor
+
+
+def _holds_array(attributes: dict[str, Any]) -> bool:
+    """Whether an option is an array, or a key with an array in it."""
+    for value in attributes.values():
+        if value.__class__ is tuple or value.__class__ is list:
+            if any(is_array(item) for item in value):
+                return True
+        elif is_array(value):
+            return True
+    return False
 
 
 def _part(whole: Node, index: int) -> Node:

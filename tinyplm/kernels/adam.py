@@ -1,9 +1,13 @@
 """One Adam update of one parameter, in place."""
 
+import math
+from typing import Any
+
 import numpy as np
 
 from ..backend import namespace
 from ..types import Array
+from .compiled import is_single, jit
 from .registry import Kernel
 
 
@@ -43,3 +47,57 @@ def adamw_update(
     if decay != 1:
         p *= kind(decay)
     p -= g
+
+
+def _loop(
+    p: Array,
+    g: Array,
+    m: Array,
+    v: Array,
+    shrink: Any,
+    decay: Any,
+    b_1: Any,
+    b_2: Any,
+    rest_1: Any,
+    rest_2: Any,
+    step_size: Any,
+    root: Any,
+    eps: Any,
+) -> None:
+    for i in range(p.size):
+        s = g[i] * shrink
+        mean = b_1 * m[i] + rest_1 * s
+        square = b_2 * v[i] + rest_2 * s * s
+        m[i] = mean
+        v[i] = square
+        p[i] = p[i] * decay - step_size * mean / (np.float32(math.sqrt(square)) * root + eps)
+
+
+@adamw_update.variant("numba", library="numpy", when=lambda p, g, m, v, *_: is_single(p, g, m, v))
+def _numba() -> Any:
+    """One pass over parameter, gradient and moments instead of a dozen."""
+    loop = jit(_loop)
+    if loop is None:
+        return None
+
+    def update(
+        p: Array,
+        g: Array,
+        m: Array,
+        v: Array,
+        shrink: float,
+        decay: float,
+        beta_1: float,
+        beta_2: float,
+        step_size: float,
+        root_correction: float,
+        eps: float,
+    ) -> None:
+        factors = (
+            *(shrink, decay, beta_1, beta_2, 1 - beta_1, 1 - beta_2),
+            *(step_size, 1 / root_correction, eps),
+        )
+        flat = (a.reshape(-1) for a in (p, g, m, v))
+        loop(*flat, *map(np.float32, factors))
+
+    return update

@@ -3,8 +3,7 @@
     y = softmax(scale q k' + bias, over the keys that may be seen) v        (Vaswani et al., 2017, eq. 1)
 
 Scores never exist whole: they are made for a tile of batch rows, heads and queries that fits the cache. Small problems
-fit one tile, and then its probabilities are kept for the pullback; otherwise they are made again from the logarithm of
-each row's sum.
+fit one tile, and then its probabilities are kept for the pullback; otherwise they are made again.
 
 Layout: q (B, H, T, K), k (B, H, S, K), v (B, H, S, J), any strides. With `causal`, query t stands at position
 t + S - T, so that the last query sees every key, as it does when earlier keys come from a cache.
@@ -18,6 +17,7 @@ import numpy as np
 from ..backend import namespace
 from ..types import Array
 from .registry import Kernel
+from .softmax import score_softmax, score_softmax_pullback
 
 TILE = 1 << 20
 """Scores in one tile: 4 MB of float32, about what a core's cache holds."""
@@ -46,37 +46,23 @@ class Rules(NamedTuple):
 @Kernel
 def attention_forward(
     q: Array, k: Array, v: Array, bias: Array | None, rules: Rules, keep: bool
-) -> tuple[Array, Array | None, Array]:
-    """Result (B, H, T, J); probabilities (B, H, T, S) if keep or small, else None; log-sum (B, H, T, 1).
-
-    The log-sum of a row that sees nothing is plus infinity, so that its probabilities are 0.
-    """
+) -> tuple[Array, Array | None]:
+    """Result (B, H, T, J), and the probabilities (B, H, T, S) if keep or small, else None."""
     xp = namespace(q)
     shape = (*q.shape[:3], k.shape[2])
     y = xp.empty((*q.shape[:3], v.shape[3]), q.dtype)
-    log_sum = xp.empty((*q.shape[:3], 1), q.dtype)
     tiles = list(_tiles(shape))
-    p_all = xp.zeros(shape, q.dtype) if keep or len(tiles) == 1 else None
+    p_all = xp.zeros(shape, q.dtype) if keep and len(tiles) > 1 else None
     for number, (b, h, t) in enumerate(tiles):
-        seen = _seen(t, shape, rules)
-        p = _scores(q, k, bias, rules, (b, h, t), seen)
-        top = p.max(axis=-1, keepdims=True, initial=-np.inf).astype(p.dtype, copy=False)
-        top[top == -np.inf] = 0
-        p -= top
-        xp.exp(p, out=p)
-        total = p.sum(axis=-1, keepdims=True)
-        blind = total == 0
-        total[blind] = 1
-        p /= total
-        top += xp.log(total)
-        top[blind] = np.inf
-        log_sum[b, h, t] = top
+        p, seen = _probabilities(q, k, bias, rules, (b, h, t))
         if p_all is not None:
             p_all[b, h, t, :seen] = p
+        elif len(tiles) == 1:
+            p_all = p
         if rules.rate:
-            p *= _kept(rules, number, p)
+            p = p * _kept(rules, number, p)
         xp.matmul(p, v[b, h, :seen], out=y[b, h, t])
-    return y, p_all, log_sum
+    return y, xp.zeros(shape, q.dtype) if keep and p_all is None else p_all
 
 
 @Kernel
@@ -89,40 +75,45 @@ def attention_pullback(
     bias: Array | None,
     rules: Rules,
     p_all: Array | None,
-    log_sum: Array,
 ) -> tuple[Array, Array, Array, Array | None]:
-    """Gradients of q, k, v and bias; g_p is the gradient of the probabilities where they were asked for."""
+    """Gradients of q, k, v and bias; g_p is that of the probabilities, where they were asked for."""
     xp = namespace(q)
     shape = (*q.shape[:3], k.shape[2])
     gq, gk, gv = xp.zeros(q.shape, q.dtype), xp.zeros(k.shape, k.dtype), xp.zeros(v.shape, v.dtype)
     g_bias = None if bias is None else xp.zeros(bias.shape, bias.dtype)
     for number, (b, h, t) in enumerate(_tiles(shape)):
-        seen = _seen(t, shape, rules)
-        if p_all is not None:
-            p = p_all[b, h, t, :seen]
+        if p_all is None:
+            p, seen = _probabilities(q, k, bias, rules, (b, h, t))
         else:
-            p = _scores(q, k, bias, rules, (b, h, t), seen)
-            p -= log_sum[b, h, t]
-            xp.exp(p, out=p)
-        g_tile, v_tile = g[b, h, t], v[b, h, :seen]
-        gs = g_tile @ v_tile.swapaxes(-1, -2)
+            seen = _seen(t, shape, rules)
+            p = p_all[b, h, t, :seen]
+        g_tile = g[b, h, t]
+        gs = g_tile @ v[b, h, :seen].swapaxes(-1, -2)
+        used = p
         if rules.rate:
             kept = _kept(rules, number, p)
             gs *= kept
-            kept *= p
-            gv[b, h, :seen] += kept.swapaxes(-1, -2) @ g_tile
-        else:
-            gv[b, h, :seen] += p.swapaxes(-1, -2) @ g_tile
+            used = p * kept
+        _add_product(gv[b, h, :seen], used.swapaxes(-1, -2), g_tile, fresh=t.start == 0)
         if g_p is not None:
             gs += g_p[b, h, t, :seen]
-        gs -= xp.einsum("bhts,bhts->bht", gs, p)[..., None]
-        gs *= p
+        # A bias is added to scores that are scaled already, so its gradient comes before the scale.
+        scale = rules.scale if g_bias is None else 1.0
+        score_softmax_pullback(gs.reshape(-1, *gs.shape[2:]), p.reshape(-1, *p.shape[2:]), scale)
         if g_bias is not None:
             _add_to_bias(g_bias, gs, (b, h, t), seen)
-        gs *= gs.dtype.type(rules.scale)
-        gq[b, h, t] = gs @ k[b, h, :seen]
-        gk[b, h, :seen] += gs.swapaxes(-1, -2) @ q[b, h, t]
+            gs *= gs.dtype.type(rules.scale)
+        xp.matmul(gs, k[b, h, :seen], out=gq[b, h, t])
+        _add_product(gk[b, h, :seen], gs.swapaxes(-1, -2), q[b, h, t], fresh=t.start == 0)
     return gq, gk, gv, g_bias
+
+
+def _add_product(total: Array, a: Array, b: Array, *, fresh: bool) -> None:
+    """Add a @ b to total, which is still zero if fresh."""
+    if fresh:
+        namespace(a).matmul(a, b, out=total)
+    else:
+        total += a @ b
 
 
 def _tiles(shape: tuple[int, ...]) -> Iterator[Slices]:
@@ -148,26 +139,26 @@ def _seen(t: slice, shape: tuple[int, ...], rules: Rules) -> int:
     return min(S, max(0, t.stop + S - T)) if rules.causal else S
 
 
-def _scores(q: Array, k: Array, bias: Array | None, rules: Rules, tile: Slices, seen: int) -> Array:
-    """Scaled and biased scores of a tile, minus infinity where a key may not be seen."""
+def _probabilities(
+    q: Array, k: Array, bias: Array | None, rules: Rules, tile: Slices
+) -> tuple[Array, int]:
+    """Probabilities of a tile over the first keys, and how many keys those are."""
     xp = namespace(q)
     b, h, t = tile
-    T, S = q.shape[2], k.shape[2]
+    S = k.shape[2]
+    seen = _seen(t, (*q.shape[:3], S), rules)
     s = q[b, h, t] @ k[b, h, :seen].swapaxes(-1, -2)
-    s *= s.dtype.type(rules.scale)
+    scale = rules.scale
     if bias is not None:
+        s *= s.dtype.type(scale)
         s += bias[_within(bias.shape, tile, seen)]
+        scale = 1.0
     if rules.mask is not None:
         allowed = rules.mask[_within(rules.mask.shape, tile, seen)]
         s = xp.where(allowed, s, s.dtype.type(-np.inf))
-    if rules.causal:
-        first = t.start + S - T  # position of the first query of the tile
-        hidden = xp.arange(seen) > xp.arange(first, first + t.stop - t.start)[:, None]
-        if xp is np:
-            np.copyto(s, -np.inf, where=hidden)
-        else:
-            s = xp.where(hidden, s.dtype.type(-np.inf), s)
-    return s  # type: ignore[no-any-return]
+    first = t.start + S - q.shape[2] if rules.causal else S
+    score_softmax(s.reshape(-1, *s.shape[2:]), scale, first)
+    return s, seen
 
 
 def _within(shape: tuple[int, ...], tile: Slices, seen: int) -> tuple[Any, ...]:

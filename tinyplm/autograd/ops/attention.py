@@ -80,7 +80,7 @@ def attention(
     q4, k4, v4 = _four(q), _four(k), _four(v)
     full = (*q4.shape[:3], k4.shape[2])
     bias4 = None if bias is None else _fits(_four(bias), full, "bias")
-    y, p, log_sum = attention_forward(q4, k4, v4, bias4, rules, return_probabilities)
+    y, p = attention_forward(q4, k4, v4, bias4, rules, return_probabilities)
     shapes = tuple(None if x is None else x.shape for x in (q, k, v, bias))
     y_shape = y.shape
 
@@ -90,7 +90,7 @@ def attention(
             g, g_p = g
             g = namespace(q4).zeros(y_shape, q4.dtype) if g is None else g
             g_p = None if g_p is None else g_p.reshape(full)
-        given = attention_pullback(g.reshape(y_shape), g_p, q4, k4, v4, bias4, rules, p, log_sum)
+        given = attention_pullback(g.reshape(y_shape), g_p, q4, k4, v4, bias4, rules, p)
         return tuple(
             None if x is None else x.reshape(s) for x, s in zip(given, shapes, strict=True)
         )

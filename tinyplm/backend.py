@@ -52,4 +52,4 @@ def library(device: str) -> ModuleType:
             f"--device cuda, but no GPU answered ({error}). Check the driver with nvidia-smi; "
             "--device cpu continues without it."
         ) from error
-    return cupy  # type: ignore[no-any-return]
+    return cupy

@@ -99,7 +99,9 @@ def check_grad(
         size = sum(leaf.size for leaf in leaves)
         for directions in _directions(leaves, size, rng):
             claimed = float(sum((g * d).sum() for g, d in zip(gradient, directions, strict=True)))
-            spread = float(sum(((g * d) ** 2).sum() for g, d in zip(gradient, directions, strict=True)))
+            spread = float(
+                sum(((g * d) ** 2).sum() for g, d in zip(gradient, directions, strict=True))
+            )
             derivative, noise = _derivative(lambda: float(value().item()), leaves, directions)
             size_of_it = max(abs(derivative), spread**0.5, noise)
             off = abs(claimed - derivative) / size_of_it if size_of_it else 0.0
@@ -151,7 +153,13 @@ def _derivative(
 ) -> tuple[float, float]:
     """The derivative along the directions, and the size below which rounding hides it."""
     before = [leaf.numpy() for leaf in leaves]
-    largest = max((float(np.abs(b[d != 0]).max()) for b, d in zip(before, directions, strict=True) if (d != 0).any()))
+    largest = max(
+        (
+            float(np.abs(b[d != 0]).max())
+            for b, d in zip(before, directions, strict=True)
+            if (d != 0).any()
+        )
+    )
     step = STEP * max(1.0, largest) if len(leaves) == 1 or largest < 1e3 else STEP
 
     def at(distance: float) -> float:
@@ -172,10 +180,9 @@ def _derivative(
             leaf.write()[...] = namespace(leaf.array).asarray(b)
     rounding = 16 * np.finfo(np.float64).eps * largest_value / (step / 8)
     scale = max(map(abs, estimates))
-    if (
-        gaps[1] > max(0.5 * gaps[0], 1e-5 * scale, rounding)
-        or abs(estimates[0] - estimates[1]) > max(1e-5 * scale, rounding)
-    ):
+    if gaps[1] > max(0.5 * gaps[0], 1e-5 * scale, rounding) or abs(
+        estimates[0] - estimates[1]
+    ) > max(1e-5 * scale, rounding):
         raise KinkError(
             f"the function has no derivative here: steps of {step:.0e} and {step / 8:.0e} give {estimates[0]:.9g} and "
             f"{estimates[1]:.9g}, and its slope jumps by {gaps[1]:.3g}. Choose a point away from kinks and ties."

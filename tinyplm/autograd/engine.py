@@ -13,7 +13,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from operator import attrgetter
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
@@ -22,8 +22,13 @@ from ..errors import DtypeError, GraphError, NonFiniteError, ShapeError, Tinyplm
 from ..types import Array
 from . import guard
 
-OPS: dict[str, Callable[..., Any]] = {}
-"""Every op by name, as defined: on arrays, returning result and pullback."""
+if TYPE_CHECKING:
+    from .symbols import Symbols
+else:
+    Symbols = object
+
+OPS: dict[str, "Op"] = {}
+"""Every op by name."""
 
 _clock = itertools.count(1)  # numbers nodes and announced writes
 
@@ -59,7 +64,7 @@ class Node:
         self.taken: dict[int, int] | None = None  # checksums, see guard
 
 
-class Tensor:
+class Tensor(Symbols):
     """Values, perhaps with a gradient, and the node that made them.
 
     Args:
@@ -158,11 +163,11 @@ class Tensor:
         """The only value, as a Python number."""
         if self.size != 1:
             raise ShapeError(f"item() needs one value; this tensor has shape {self.shape}.")
-        return self._array.item()  # type: ignore[no-any-return]
+        return self._array.item()
 
     def numpy(self) -> Array:
         """A copy of the values as a NumPy array."""
-        return np.array(self._array) if namespace(self._array) is np else self._array.get()  # type: ignore[attr-defined,no-any-return]
+        return np.array(self._array) if namespace(self._array) is np else self._array.get()  # type: ignore[attr-defined]
 
     def detach(self) -> "Tensor":
         """The same values without their history."""
@@ -217,10 +222,18 @@ class Tensor:
         _walk_back(self._node or self, gradient)
 
 
-_T = TypeVar("_T", bound=Callable[..., Any])
+class Op(Protocol):
+    """What `op` makes: takes and returns tensors; ops with several results return a tuple of them."""
+
+    __name__: str
+    on_arrays: Callable[..., Any]
+
+    def __call__(self, *inputs: Any, **attributes: Any) -> Tensor:
+        """Run the op on tensors, arrays and numbers, and record it if a gradient is wanted."""
+        ...
 
 
-def op(function: _T) -> _T:
+def op(function: Callable[..., Any]) -> Op:
     """Make an op of a function on arrays that returns its result and its pullback.
 
     Positional arguments are tensors, arrays or numbers; what may carry a gradient is positional, the rest keyword.
@@ -274,7 +287,7 @@ def op(function: _T) -> _T:
                 if node is None
                 else [_part(node, i) for i in range(len(result))]
             )
-            made = tuple(map(_result, result, parts))
+            made: Any = tuple(map(_result, result, parts))
         else:
             made = _result(result, node)
         if outside or guard.exposed or (attributes and _holds_array(attributes)):
@@ -283,8 +296,8 @@ def op(function: _T) -> _T:
         return made
 
     call.on_arrays = function  # type: ignore[attr-defined]
-    OPS[name] = call
-    return call  # type: ignore[return-value]
+    OPS[name] = call  # type: ignore[assignment]
+    return OPS[name]
 
 
 def _arranged(

@@ -36,7 +36,7 @@ def checksum(array: Array) -> int:
     """A 32-bit fingerprint of the bytes."""
     if namespace(array) is not np:
         array = array.get()  # type: ignore[attr-defined]
-    return zlib.crc32(np.ascontiguousarray(array).reshape(-1).view(np.uint8))
+    return zlib.crc32(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
 
 
 def expose(array: Array) -> None:

@@ -18,12 +18,13 @@ _SYMBOLS = {
     "pow": ops.power,
     "matmul": ops.matmul,
 }
+tensor: Any = Tensor
 for _name, _op in _SYMBOLS.items():
-    setattr(Tensor, f"__{_name}__", _op)
-    setattr(Tensor, f"__r{_name}__", _swapped(_op))
-Tensor.__neg__ = ops.negate  # type: ignore[attr-defined]
-Tensor.__abs__ = ops.abs  # type: ignore[attr-defined]
-Tensor.__getitem__ = lambda self, key: ops.index(self, key=key)  # type: ignore[attr-defined]
+    setattr(tensor, f"__{_name}__", _op)
+    setattr(tensor, f"__r{_name}__", _swapped(_op))
+tensor.__neg__ = ops.negate
+tensor.__abs__ = ops.abs
+tensor.__getitem__ = lambda self, key: ops.index(self, key=key)
 
 for _name in [
     "exp",
@@ -46,20 +47,20 @@ for _name in [
     "split",
     "flip",
 ]:
-    setattr(Tensor, _name, getattr(ops, _name))
+    setattr(tensor, _name, getattr(ops, _name))
 
 
 def _from_lengths(self: Tensor, *lengths: Any) -> Tensor:
     """The values under another shape, given as one tuple or as separate lengths."""
-    return ops.reshape(self, shape=lengths[0] if len(lengths) == 1 else lengths)  # type: ignore[return-value]
+    return ops.reshape(self, shape=lengths[0] if len(lengths) == 1 else lengths)
 
 
 def _from_axes(self: Tensor, *axes: Any) -> Tensor:
     """Axes in another order, given as one tuple or as separate numbers; reversed when none is given."""
     flat = axes[0] if len(axes) == 1 and isinstance(axes[0], tuple | list) else axes or None
-    return ops.transpose(self, axes=flat)  # type: ignore[return-value]
+    return ops.transpose(self, axes=flat)
 
 
-Tensor.reshape = _from_lengths  # type: ignore[attr-defined]
-Tensor.transpose = _from_axes  # type: ignore[attr-defined]
-Tensor.T = property(lambda self: ops.transpose(self), doc="Axes reversed.")  # type: ignore[attr-defined]
+tensor.reshape = _from_lengths
+tensor.transpose = _from_axes
+tensor.T = property(lambda self: ops.transpose(self), doc="Axes reversed.")

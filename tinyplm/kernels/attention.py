@@ -179,4 +179,4 @@ def _kept(rules: Rules, number: int, like: Array) -> Array:
     rng = np.random.default_rng([rules.seed, number])
     kept = rng.random(like.shape, dtype=np.float32) >= rules.rate
     scale = 0 if rules.rate == 1 else 1 / (1 - rules.rate)
-    return xp.asarray(kept).astype(like.dtype) * like.dtype.type(scale)  # type: ignore[no-any-return]
+    return xp.asarray(kept).astype(like.dtype) * like.dtype.type(scale)

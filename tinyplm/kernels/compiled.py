@@ -33,7 +33,7 @@ def jit(loop: Callable[..., Any], *helpers: Callable[..., Any]) -> Callable[...,
         if helper not in _registered:
             register_jitable(inline="always")(helper)
             _registered.add(helper)
-    return numba.njit(nogil=True, cache=True, fastmath=_FASTMATH, error_model="numpy")(loop)  # type: ignore[no-any-return]
+    return numba.njit(nogil=True, cache=True, fastmath=_FASTMATH, error_model="numpy")(loop)
 
 
 _registered: set[Any] = set()
@@ -45,7 +45,7 @@ def is_single(*arrays: Array) -> bool:
 
 
 def exp32(x: Any) -> Any:
-    """e to the power x of one float32, without a branch; relative error at most 1.3e-7 in [-87, 88].
+    """E to the power x of one float32, without a branch; relative error at most 1.3e-7 in [-87, 88].
 
     x is split as n log 2 + r with |r| <= log(2) / 2; a polynomial of degree 7 gives e^r (coefficients of Cephes'
     expf), and n goes into the exponent's bits. Below -87 the result is 1.6e-38, above 88 it is 1.7e38.

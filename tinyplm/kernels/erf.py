@@ -59,7 +59,7 @@ def erf(x: Array) -> Array:
     if xp is not np:
         from cupyx.scipy.special import erf as cuda_erf
 
-        return cuda_erf(x)  # type: ignore[no-any-return]
+        return cuda_erf(x)
     wide = np.asarray(x, dtype=np.float64)
     a = np.abs(wide)
     y = np.where(np.isnan(a), np.nan, np.ones_like(a))

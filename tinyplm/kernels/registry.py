@@ -66,6 +66,7 @@ class Kernel:
             self._forced = before
 
     def __call__(self, *arguments: Any) -> Any:
+        """Compute with the first variant that applies to the arguments, else as defined."""
         if self.variants and self._forced != "reference":
             library = namespace(arguments[0]).__name__
             for variant in self.variants:

@@ -16,10 +16,10 @@ def add_rows(g_NC: Array, ids_N: Array, rows: int) -> Array:
     xp = namespace(g_NC)
     table = xp.zeros((rows, *g_NC.shape[1:]), g_NC.dtype)
     if ids_N.size == 0:
-        return table  # type: ignore[no-any-return]
+        return table
     if xp is not np:
         xp.add.at(table, ids_N, g_NC)
-        return table  # type: ignore[no-any-return]
+        return table
     order = np.argsort(ids_N, kind="stable")
     present, starts = np.unique(ids_N[order], return_index=True)
     wide = np.float32 if g_NC.dtype.itemsize == 2 else g_NC.dtype

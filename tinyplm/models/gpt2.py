@@ -18,8 +18,9 @@ from typing import Any
 import numpy as np
 
 from ..autograd import Tensor, no_grad, ops
+from ..autograd.engine import recording
 from ..backend import namespace, to_numpy
-from ..errors import ConfigError, DtypeError, ShapeError
+from ..errors import ConfigError, DtypeError, GraphError, ShapeError
 from ..nn import (
     ACTIVATIONS,
     Cache,
@@ -75,7 +76,7 @@ class Gpt2Config:
     init_std: float = 0.02
 
     def __post_init__(self) -> None:
-        if self.ffn_size is None:
+        if self.ffn_size is None and type(self.hidden_size) is int:
             object.__setattr__(self, "ffn_size", 4 * self.hidden_size)
         for name, most in (
             ("vocab_size", 1 << 31),
@@ -94,7 +95,7 @@ class Gpt2Config:
             raise ConfigError(
                 f"hidden_size={self.hidden_size} is not a multiple of heads={self.heads}; choose heads that divide it."
             )
-        if self.activation not in ACTIVATIONS:
+        if not isinstance(self.activation, str) or self.activation not in ACTIVATIONS:
             raise ConfigError(
                 f"activation is {self.activation!r}; known: {', '.join(sorted(ACTIVATIONS))}."
             )
@@ -108,7 +109,9 @@ class Gpt2Config:
                 raise ConfigError(f"{name} is {value!r}, but it must be above 0 and below 1.")
         for name in ("tied", "scaled", "scaled_by_depth"):
             if type(getattr(self, name)) is not bool:
-                raise ConfigError(f"{name} is {getattr(self, name)!r}, but it must be true or false.")
+                raise ConfigError(
+                    f"{name} is {getattr(self, name)!r}, but it must be true or false."
+                )
 
 
 def _is_number(value: Any) -> bool:
@@ -180,16 +183,22 @@ class Gpt2(Module):
         Args:
             input_ids: (B, T) integers in [0, V); with a cache, only the tokens that are not in it yet.
             attention_mask: (B, S) of 1 for real tokens and 0 for padding, S counting those in the cache.
-            position_ids: (B, T); 0 to T - 1 behind the cache by default, also with padding on the left.
-            cache: keys and values of earlier positions; extended.
+            position_ids: (B, T) or (1, T); 0 to T - 1 behind the cache by default, also with padding on the left.
+            cache: keys and values of earlier positions; extended. Only under no_grad: nothing flows back into it.
             inspection: collects hidden states and attention weights.
             rng: source of dropout; without it nothing is dropped.
 
         Raises:
             ShapeError: ids out of range, too long, empty, or a mask of another shape.
             DtypeError: ids that are not integers.
+            GraphError: a cache while gradients are recorded.
         """
         c, past = self.config, cache.length if cache else 0
+        if cache is not None and recording():
+            raise GraphError(
+                "A cache keeps keys and values without their history, so gradients would be wrong. Use it within "
+                "tinyplm.no_grad(), or train without a cache."
+            )
         xp = namespace(self.token_embedding.weight.array)
         ids_BT = xp.asarray(_checked_ids(input_ids, c.vocab_size, "input_ids", "vocab_size"))
         B, T = ids_BT.shape
@@ -202,7 +211,13 @@ class Gpt2(Module):
             position_ids = np.arange(past, past + T)
         else:
             position_ids = _checked_ids(position_ids, c.positions, "position_ids", "positions")
-        padding_BS = None if attention_mask is None else _checked_mask(attention_mask, (B, past + T))
+            if position_ids.shape not in ((B, T), (1, T)):
+                raise ShapeError(
+                    f"position_ids has shape {position_ids.shape}, expected that of input_ids, {(B, T)}."
+                )
+        padding_BS = (
+            None if attention_mask is None else _checked_mask(attention_mask, (B, past + T))
+        )
         x = self.token_embedding(ids_BT) + self.position_embedding(xp.asarray(position_ids))
         x = ops.dropout(x, rate=c.embedding_dropout, rng=rng)
         for layer, block in enumerate(self.blocks):
@@ -243,7 +258,7 @@ class Gpt2(Module):
             hidden = self(
                 input_ids, attention_mask=attention_mask, position_ids=position_ids, cache=cache
             )
-            return to_numpy(self.head(hidden[:, -1]).array)  # type: ignore[index]
+            return to_numpy(self.head(hidden[:, -1]).array)
 
 
 def _score_scale(c: Gpt2Config, layer: int) -> float:
@@ -251,11 +266,21 @@ def _score_scale(c: Gpt2Config, layer: int) -> float:
     return scale / (layer + 1) if c.scaled_by_depth else scale
 
 
+def _as_numpy(values: Any, name: str) -> Array:
+    if isinstance(values, Tensor):
+        values = values.array
+    try:
+        return np.asarray(to_numpy(values) if hasattr(values, "dtype") else values)
+    except ValueError:
+        raise ShapeError(
+            f"{name} has rows of different lengths, expected (batch, time); fill the shorter ones up with "
+            "tinyplm.text.batching.pad and pass its attention_mask."
+        ) from None
+
+
 def _checked_ids(ids: Any, most: int, name: str, limit: str) -> Array:
     """The ids as an integer array (B, T) in [0, most)."""
-    if isinstance(ids, Tensor):
-        ids = ids.array
-    ids = np.asarray(to_numpy(ids) if hasattr(ids, "dtype") else ids)
+    ids = _as_numpy(ids, name)
     if ids.size == 0:
         raise ShapeError(f"{name} is empty (shape {ids.shape}); a model needs at least one token.")
     if ids.dtype.kind not in "iu":
@@ -277,9 +302,7 @@ def _checked_ids(ids: Any, most: int, name: str, limit: str) -> Array:
 
 def _checked_mask(mask: Any, shape: tuple[int, int]) -> Array:
     """The mask as booleans of this shape."""
-    if isinstance(mask, Tensor):
-        mask = mask.array
-    mask = np.asarray(to_numpy(mask) if hasattr(mask, "dtype") else mask)
+    mask = _as_numpy(mask, "attention_mask")
     if mask.shape != shape:
         raise ShapeError(
             f"attention_mask has shape {mask.shape}, expected {shape}: one value per token, cached ones included."

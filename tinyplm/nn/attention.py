@@ -4,6 +4,7 @@ Axes: B batch, T queries, S keys, D width, H heads, K width of a head.
 """
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -103,15 +104,27 @@ class SelfAttention(Module):
         inspection: Inspection | None = None,
         rng: Generator | None = None,
     ) -> Tensor:
+        """From (B, T, D) to the same; with a cache, keys and values of earlier positions are seen too.
+
+        Args:
+            x: what queries, keys and values are made of.
+            causal: a position sees none after it.
+            key_padding: (B, S) booleans, true where a key is real; S counts those in the cache.
+            cache: extended by the keys and values of x under the number `layer`.
+            layer: which of the cache's layers this is.
+            inspection: collects the attention weights.
+            rng: source of dropout; without it nothing is dropped.
+        """
         B, T, D = x.shape
         qkv = ops.reshape(self.project_in(x), shape=(B, T, 3, self.heads, D // self.heads))
+        parts: Any = ops.split(qkv, parts=3, axis=2)
         q, k, v = (
             ops.transpose(ops.reshape(part, shape=(B, T, self.heads, -1)), axes=(0, 2, 1, 3))
-            for part in ops.split(qkv, parts=3, axis=2)
+            for part in parts
         )
         if cache is not None:
             k, v = map(Tensor.wrap, cache.extend(layer, k.array, v.array))
-        y = ops.attention(
+        y: Any = ops.attention(
             q,
             k,
             v,

@@ -13,4 +13,5 @@ class Embedding(Module):
         self.weight = init.normal(rng, (rows, width), std)
 
     def __call__(self, ids: Array) -> Tensor:
-        return ops.take_rows(self.weight, ids)  # type: ignore[return-value, arg-type]
+        """Rows (..., width) of ids of any shape."""
+        return ops.take_rows(self.weight, ids)

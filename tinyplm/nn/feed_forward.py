@@ -13,7 +13,7 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "relu": ops.relu,
     "silu": ops.silu,
     "tanh": ops.tanh,
-}  # type: ignore[dict-item]
+}
 """Nonlinearities by the names that configs use."""
 
 
@@ -35,4 +35,5 @@ class FeedForward(Module):
         self.contract = Linear(ffn_size, width, std=std_out, rng=rng)
 
     def __call__(self, x: Tensor) -> Tensor:
+        """From (..., width) to the same."""
         return self.contract(self.activation(self.expand(x)))

@@ -12,4 +12,5 @@ class Head(Module):
         self.bias = bias
 
     def __call__(self, x: Tensor) -> Tensor:
-        return ops.linear(x, ops.transpose(self.weight), self.bias)  # type: ignore[return-value, arg-type]
+        """Logits (..., V) of hidden states (..., D)."""
+        return ops.linear(x, ops.transpose(self.weight), self.bias)

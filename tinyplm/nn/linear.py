@@ -16,4 +16,5 @@ class Linear(Module):
         self.bias = init.zeros(rng, (width_out,))
 
     def __call__(self, x: Tensor) -> Tensor:
-        return ops.linear(x, self.weight, self.bias)  # type: ignore[return-value]
+        """From (..., width_in) to (..., width_out)."""
+        return ops.linear(x, self.weight, self.bias)

@@ -15,7 +15,8 @@ class LayerNorm(Module):
         self.eps = eps
 
     def __call__(self, x: Tensor) -> Tensor:
-        return ops.layer_norm(x, self.gain, self.bias, eps=self.eps)  # type: ignore[return-value]
+        """From (..., width) to the same."""
+        return ops.layer_norm(x, self.gain, self.bias, eps=self.eps)
 
 
 class RMSNorm(Module):
@@ -26,4 +27,5 @@ class RMSNorm(Module):
         self.eps = eps
 
     def __call__(self, x: Tensor) -> Tensor:
-        return ops.rms_norm(x, self.gain, eps=self.eps)  # type: ignore[return-value]
+        """From (..., width) to the same."""
+        return ops.rms_norm(x, self.gain, eps=self.eps)

@@ -32,7 +32,9 @@ class CausalLM:
     smoothing: float = 0.0
 
     def prepare(self, batch: Batch, *, rng: Generator) -> Batch:
-        """Shift: inputs without the last token, labels without the first; padding is never a label.
+        """Shift: inputs without the last token, labels without the first.
+
+        Padding is never a label, and neither is a token right behind padding.
 
         Nothing is drawn. `input_ids` is (B, T + 1); `attention_mask`, if there, has the same shape.
         """
@@ -45,7 +47,9 @@ class CausalLM:
         if "attention_mask" in batch:
             mask = np.asarray(batch["attention_mask"])
             prepared["attention_mask"] = mask[:, :-1]
-            prepared["labels"] = np.where(mask[:, 1:] == 1, ids[:, 1:], IGNORED)
+            prepared["labels"] = np.where(
+                (mask[:, 1:] == 1) & (mask[:, :-1] == 1), ids[:, 1:], IGNORED
+            )
         return prepared
 
     def counts(self, batch: Batch) -> dict[str, float]:
@@ -70,9 +74,7 @@ class CausalLM:
             raise DataError(
                 "No token of this batch is a label, so the loss is undefined. Is everything padding?"
             )
-        hidden = model(
-            batch["input_ids"], attention_mask=batch.get("attention_mask"), rng=rng
-        )
+        hidden = model(batch["input_ids"], attention_mask=batch.get("attention_mask"), rng=rng)
         total = ops.linear_cross_entropy(
             hidden,
             model.head.weight,
@@ -82,4 +84,4 @@ class CausalLM:
             reduction="sum",
             scale=1 / tokens,
         )
-        return total  # type: ignore[return-value]
+        return total

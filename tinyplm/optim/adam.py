@@ -22,7 +22,9 @@ class _Rule:
     def __post_init__(self) -> None:
         for name in ("beta_1", "beta_2"):
             if not 0 <= getattr(self, name) < 1:
-                raise ConfigError(f"{name} is {getattr(self, name)}, but it must be at least 0 and below 1.")
+                raise ConfigError(
+                    f"{name} is {getattr(self, name)}, but it must be at least 0 and below 1."
+                )
         if not (0 < self.eps < math.inf and 0 <= self.weight_decay < math.inf):
             raise ConfigError(
                 f"eps={self.eps} must be above 0 and weight_decay={self.weight_decay} not negative."

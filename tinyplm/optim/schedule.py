@@ -7,7 +7,9 @@ import math
 from collections.abc import Callable
 
 
-def constant(step: int, *, peak: float, warmup: int = 0, total: int = 0, floor: float = 0.0) -> float:
+def constant(
+    step: int, *, peak: float, warmup: int = 0, total: int = 0, floor: float = 0.0
+) -> float:
     """The peak, once warmed up."""
     return peak * (step + 1) / (warmup + 1) if step < warmup else peak
 

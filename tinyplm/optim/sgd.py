@@ -25,7 +25,7 @@ class SGD:
         momentum: float = 0.0,
         weight_decay: float = 0.0,
     ) -> None:
-        if not 0 <= momentum < 1 or not 0 <= weight_decay:
+        if not 0 <= momentum < 1 or not weight_decay >= 0:
             raise ConfigError(
                 f"momentum={momentum} must be at least 0 and below 1, weight_decay={weight_decay} not negative."
             )

@@ -5,6 +5,7 @@ checkpoint-NNNNNN folders, and at the end the model as a folder that transformer
 """
 
 import contextlib
+import hashlib
 import itertools
 import signal
 import threading
@@ -24,7 +25,7 @@ from ..generate import generate
 from ..hub import save_pretrained
 from ..objectives import OBJECTIVES
 from ..optim import AdamW
-from ..text import Tokenizer, TokenFile, Windows, open_corpus, tokenize_corpus
+from ..text import TokenFile, Tokenizer, Windows, open_corpus, tokenize_corpus
 from ..train import checkpoint
 from ..train.checkpoint import replace_file
 from ..train.evaluate import Score, validation_loss
@@ -150,7 +151,9 @@ def pretrain(
     yield ready
 
     model, tokenizer = ready.model, ready.tokenizer
-    training, held_out = _split(TokenFile.open(output / "tokens.bin"), run)
+    tokens = TokenFile.open(output / "tokens.bin")
+    training, held_out = _split(tokens, run)
+    text = hashlib.sha256(tokens.tokens).hexdigest()
     objective = OBJECTIVES[run.objective or MODELS[run.model].objectives[0]]()
     windows = Windows(training, length=run.positions, batch=run.batch, seed=run.seed)
     optimizer = AdamW(
@@ -161,8 +164,13 @@ def pretrain(
     )
     rng = np.random.default_rng([run.seed, 1])
     if saved:
-        optimizer.restore(saved.arrays["optimizer"], saved.state["optimizer"])
+        if saved.state["text"] != text:
+            raise DataError(
+                f"{ready.corpus}: not the text that this run began with, so going on would not give the same model. "
+                "Restore the text and its tokenizer, or start a new run with another --output."
+            )
         model.load(_on_device(saved.arrays["model"], run.device))
+        optimizer.restore(saved.arrays["optimizer"], saved.state["optimizer"])
         windows.restore(saved.state["windows"])
         rng.bit_generator.state = saved.state["rng"]
 
@@ -177,11 +185,13 @@ def pretrain(
             state={
                 "optimizer": optimizer.state(),
                 "windows": windows.state(),
+                "text": text,
                 "rng": rng.bit_generator.state,
             },
         )
 
     last = saved.step if saved else 0
+    score = None
     with MetricsLog(output / "metrics.jsonl", resumed=last) as log, _Interrupts() as interrupts:
         records = train(
             model,
@@ -295,9 +305,7 @@ def _split(tokens: TokenFile, run: Run) -> tuple[TokenFile, TokenFile]:
     return training, held_out
 
 
-def _validate(
-    model: Any, objective: Any, held_out: TokenFile, run: Run, *, whole: bool
-) -> Score:
+def _validate(model: Any, objective: Any, held_out: TokenFile, run: Run, *, whole: bool) -> Score:
     """Loss on the held-out text, cut into windows one after another."""
     length = min(run.positions, len(held_out) - 1)
     batches = Windows(held_out, length=length, batch=run.batch, seed=run.seed).in_order()
@@ -344,7 +352,9 @@ class _Interrupts(contextlib.AbstractContextManager["_Interrupts"]):
         if self.asked:
             raise KeyboardInterrupt
         self.asked = True
-        warnings.warn("Stopping after this update; a checkpoint follows.", TinyplmWarning, stacklevel=2)
+        warnings.warn(
+            "Stopping after this update; a checkpoint follows.", TinyplmWarning, stacklevel=2
+        )
 
     def __exit__(self, *_: object) -> None:
         for number, handler in self._before.items():

@@ -1,4 +1,4 @@
-"""What a pretraining run is made of: one flat table of settings, from flags, from a TOML file, or saved beside a run."""
+"""What a pretraining run is made of: one flat table of settings, from flags, a TOML file, or saved beside a run."""
 
 import dataclasses
 import difflib
@@ -174,10 +174,14 @@ def read_toml(path: Path) -> dict[str, Any]:
     try:
         settings = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
-        raise ConfigError(f"{path} is not TOML: {error}. Expected lines such as: layers = 4") from None
+        raise ConfigError(
+            f"{path} is not TOML: {error}. Expected lines such as: layers = 4"
+        ) from None
     for name, value in settings.items():
         if isinstance(value, dict | list):
-            raise ConfigError(f"{path}: {name} is a table or list; settings are plain lines, such as: layers = 4")
+            raise ConfigError(
+                f"{path}: {name} is a table or list; settings are plain lines, such as: layers = 4"
+            )
     return {name.replace("-", "_"): value for name, value in settings.items()}
 
 
@@ -196,7 +200,9 @@ def read_saved(folder: Path) -> Run:
             f"No run in {folder}: there is no run.json. Start one without --resume, or name its folder with --output."
         ) from None
     except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path} is damaged ({error}); start the run anew in another folder.") from None
+        raise CheckpointError(
+            f"{path} is damaged ({error}); start the run anew in another folder."
+        ) from None
     return from_settings(settings, str(path))
 
 

@@ -30,7 +30,7 @@ class Score:
 
     @property
     def perplexity(self) -> float:
-        """e to the nats per token; infinite past the range of floats."""
+        """E to the nats per token; infinite past the range of floats."""
         return math.exp(self.nats) if self.nats < 700 else math.inf
 
     @property
@@ -52,12 +52,20 @@ def validation_loss(
                 total += objective.loss(model, prepared).item() * here
                 count += here
     if not count:
-        raise DataError("The validation text has nothing to predict; give more text, or hold out a larger share.")
+        raise DataError(
+            "The validation text has nothing to predict; give more text, or hold out a larger share."
+        )
     return total / count
 
 
 def score_text(
-    model: Any, tokens: Any, *, text_bytes: int, window: int, stride: int | None = None, batch: int = 8
+    model: Any,
+    tokens: Any,
+    *,
+    text_bytes: int,
+    window: int,
+    stride: int | None = None,
+    batch: int = 8,
 ) -> Score:
     """Score a causal model on a whole text with a window that slides.
 
@@ -77,7 +85,9 @@ def score_text(
 
     stride = max(1, window // 2) if stride is None else stride
     if not 1 <= stride <= window:
-        raise DataError(f"stride is {stride}, but it must be from 1 to the window of {window} tokens.")
+        raise DataError(
+            f"stride is {stride}, but it must be from 1 to the window of {window} tokens."
+        )
     if len(tokens) < 2:
         raise DataError(f"The text has {len(tokens)} token; at least 2 are needed to predict one.")
     total, count = 0.0, 0
@@ -105,9 +115,7 @@ def _windows(tokens: Any, window: int, stride: int) -> Iterator[tuple[Array, Arr
         start += stride
 
 
-def _batched(
-    pairs: Iterable[tuple[Array, Array]], size: int
-) -> Iterator[tuple[Array, Array]]:
+def _batched(pairs: Iterable[tuple[Array, Array]], size: int) -> Iterator[tuple[Array, Array]]:
     """Windows of one length, brought together."""
     waiting: list[tuple[Array, Array]] = []
     for pair in pairs:

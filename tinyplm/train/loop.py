@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from ..errors import NonFiniteError
+from ..errors import DataError, NonFiniteError
 from ..nn import Module
 from ..objectives import Objective
 from ..optim import gradient_norm, shrink
@@ -70,13 +70,21 @@ def train(
         clip: longest global gradient norm allowed, or None.
 
     Raises:
+        DataError: the batches end before the steps do.
         NonFiniteError: the loss or the gradient is not finite. The parameters are as they were before the update.
     """
     parameters = model.parameters()
     norm = math.nan
     for number in itertools.count(start) if steps is None else range(start, steps):
         began = time.perf_counter()
-        prepared = [objective.prepare(next(batches), rng=rng) for _ in range(accumulate)]
+        given = list(itertools.islice(batches, accumulate))
+        if len(given) < accumulate:
+            raise DataError(
+                f"The batches ended after {number} updates, but training goes on"
+                + (f" to {steps}. " if steps is not None else " without end. ")
+                + "Pass an iterator without end, such as tinyplm.text.Windows, or fewer steps."
+            )
+        prepared = [objective.prepare(batch, rng=rng) for batch in given]
         counts = _added([objective.counts(batch) for batch in prepared])
         model.clear_gradients()
         loss = 0.0
@@ -92,7 +100,11 @@ def train(
             value = loss if not math.isfinite(loss) else norm
             raise NonFiniteError(
                 f"{what} became {value} at step {number + 1}"
-                + (f" (gradient norm {before:.1e} one step before)" if math.isfinite(before) else "")
+                + (
+                    f" (gradient norm {before:.1e} one step before)"
+                    if math.isfinite(before)
+                    else ""
+                )
                 + ". Try a lower learning rate, more warm-up, or clipping at 1.0; --anomaly names the first bad op."
             )
         rate = schedule(number)

@@ -52,7 +52,9 @@ class Sample:
         return Sample(tuple(map(change, self.inputs)), self.attributes)
 
     def __str__(self) -> str:
-        shapes = [f"{x.dtype} {x.shape}" if isinstance(x, np.ndarray) else repr(x) for x in self.inputs]
+        shapes = [
+            f"{x.dtype} {x.shape}" if isinstance(x, np.ndarray) else repr(x) for x in self.inputs
+        ]
         return f"({', '.join([*shapes, *(f'{k}={v!r}' for k, v in self.attributes.items())])})"
 
 

@@ -75,7 +75,7 @@ class Draw(ABC):
                 wide = np.zeros(wide.shape, x.dtype)
             key = (*(slice(None) for _ in range(axis)), slice(None, None, 2))
             wide[key] = x
-            return wide[key]  # type: ignore[no-any-return]
+            return wide[key]
         if kind == 4:
             return np.flip(np.flip(x, axis).copy(), axis)
         if kind == 5 and x.shape[axis] > 1:

@@ -53,9 +53,24 @@ case(
     _two(),
     each(lambda a, b: a - -b),
     nothing,
-    Hard("NaN stays NaN", (A([nan, 1.0]), A([1.0, 2.0])), A([nan, 3.0]), (A([1.0, 1.0]), A([1.0, 1.0]))),
-    Hard("one operand is stretched", (np.zeros((2, 3)), A([[1.0]])), np.ones((2, 3)), (np.ones((2, 3)), A([[6.0]]))),
-    Hard("empty", (np.zeros((0, 3)), np.ones((1, 3))), np.zeros((0, 3)), (np.zeros((0, 3)), np.zeros((1, 3)))),
+    Hard(
+        "NaN stays NaN",
+        (A([nan, 1.0]), A([1.0, 2.0])),
+        A([nan, 3.0]),
+        (A([1.0, 1.0]), A([1.0, 1.0])),
+    ),
+    Hard(
+        "one operand is stretched",
+        (np.zeros((2, 3)), A([[1.0]])),
+        np.ones((2, 3)),
+        (np.ones((2, 3)), A([[6.0]])),
+    ),
+    Hard(
+        "empty",
+        (np.zeros((0, 3)), np.ones((1, 3))),
+        np.zeros((0, 3)),
+        (np.zeros((0, 3)), np.zeros((1, 3))),
+    ),
 )
 case(
     "subtract",
@@ -77,7 +92,12 @@ case(
     each(lambda a, b: a / b),
     lambda s: (8 * _size(s) + s.inputs[1].nbytes) if is_float_array(s.inputs[1]) else 0,
     Hard("zero over zero is NaN", (A([0.0]), A([0.0])), A([nan]), (A([inf]), A([nan]))),
-    Hard("else over zero is infinite", (A([1.0, -1.0]), A([0.0, 0.0])), A([inf, -inf]), (A([inf, inf]), A([-inf, inf]))),
+    Hard(
+        "else over zero is infinite",
+        (A([1.0, -1.0]), A([0.0, 0.0])),
+        A([inf, -inf]),
+        (A([inf, inf]), A([-inf, inf])),
+    ),
 )
 case("negate", _one(-3, 3), each(lambda x: 0.0 - x), nothing)
 
@@ -152,7 +172,12 @@ case(
     _one(-2, 2),
     each(math.fabs),
     kept(0),
-    Hard("the gradient at 0 is 0", (A([0.0, -0.0, -3.0]),), A([0.0, 0.0, 3.0]), (A([0.0, 0.0, -1.0]),)),
+    Hard(
+        "the gradient at 0 is 0",
+        (A([0.0, -0.0, -3.0]),),
+        A([0.0, 0.0, 3.0]),
+        (A([0.0, 0.0, -1.0]),),
+    ),
     Hard("NaN stays NaN", (A([nan]),), A([nan]), (A([nan]),)),
 )
 case(
@@ -160,7 +185,12 @@ case(
     _one(-3, 3),
     each(lambda x: 1 - 2 / (math.exp(2 * x) + 1)),
     kept(0),
-    Hard("very large values reach one and pass nothing", (A([1e30, -1e30]),), A([1.0, -1.0]), (A([0.0, 0.0]),)),
+    Hard(
+        "very large values reach one and pass nothing",
+        (A([1e30, -1e30]),),
+        A([1.0, -1.0]),
+        (A([0.0, 0.0]),),
+    ),
 )
 case(
     "sigmoid",

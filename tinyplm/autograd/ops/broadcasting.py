@@ -113,4 +113,4 @@ def _rounded(
 
 def zeros(shape: tuple[int, ...], dtype: Any, beside: Array) -> Array:
     """Zeros of the library that owns another array."""
-    return namespace(beside).zeros(shape, dtype)  # type: ignore[no-any-return]
+    return namespace(beside).zeros(shape, dtype)

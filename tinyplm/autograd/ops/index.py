@@ -25,7 +25,7 @@ def index(x: Array, *, key: Any) -> tuple[Array, Pullback]:
             gx[parts] = g
         else:
             xp.add.at(gx, parts, g)
-        return gx  # type: ignore[no-any-return]
+        return gx
 
     return x[parts], pullback
 
@@ -90,7 +90,7 @@ def take_along_axis(x: Array, indices: Array, *, axis: int = -1) -> tuple[Array,
             if i != axis and n == 1:  # x was broadcast along this axis
                 full[i] = xp.zeros((1,) * len(shape), int)
         xp.add.at(gx, tuple(full), g)
-        return gx  # type: ignore[no-any-return]
+        return gx
 
     return y, pullback
 

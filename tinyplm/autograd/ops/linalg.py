@@ -80,7 +80,7 @@ def einsum(equation: str, *operands: Tensor | Array) -> Tensor:
     Raises:
         ShapeError: the equation does not fit the operands.
     """
-    return _einsum(*operands, equation=equation)  # type: ignore[return-value]
+    return _einsum(*operands, equation=equation)
 
 
 @op
@@ -90,6 +90,7 @@ def _einsum(*operands: Array, equation: str) -> tuple[Array, Pullback]:
     xp = namespace(operands[0]) if operands else np
     terms, result = _letters(equation, operands)
     likes = [like(x) for x in operands]
+    operands_like = [(x.shape, x.dtype) for x in operands]
     sources, views = [], []
     for term, x in zip(terms, operands, strict=True):  # repeated letters become a diagonal first
         once = "".join(dict.fromkeys(term))
@@ -110,7 +111,7 @@ def _einsum(*operands: Array, equation: str) -> tuple[Array, Pullback]:
         gx = xp.broadcast_to(gx, wide)
         gx = unbroadcast(gx, (views[i].shape, gx.dtype))
         if sources[i] != terms[i]:
-            shape, dtype = likes[i]  # type: ignore[misc]
+            shape, dtype = operands_like[i]
             full = xp.zeros(shape, dtype)
             xp.einsum(f"{terms[i]}->{sources[i]}", full)[...] = gx
             return full

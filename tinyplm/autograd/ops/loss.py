@@ -123,8 +123,10 @@ def linear_cross_entropy(
 
     def pullback(g: Array) -> tuple[Array | None, ...]:
         gx, g_weight, g_bias = made
-        scaled = [None if a is None else a if g == 1 else a * g for a in (gx, g_weight, g_bias)]
-        return scaled[0].reshape(shape), scaled[1], scaled[2], None  # type: ignore[union-attr]
+        scaled: list[Any] = [
+            None if a is None else a if g == 1 else a * g for a in (gx, g_weight, g_bias)
+        ]
+        return scaled[0].reshape(shape), scaled[1], scaled[2], None
 
     return y, pullback
 
@@ -181,7 +183,7 @@ def _shares(
 
 def _total(losses: Array) -> Array:
     """The sum in float64, returned in the dtype of the losses."""
-    return losses.sum(dtype=np.float64).astype(losses.dtype)  # type: ignore[no-any-return]
+    return losses.sum(dtype=np.float64).astype(losses.dtype)
 
 
 def _reduced(losses: Array, reduction: Reduction) -> tuple[Array, float]:
@@ -255,7 +257,7 @@ def cosine(a: Array, b: Array, *, axis: int = -1, eps: float = 1e-8) -> tuple[Ar
 
     def by(unit: Array, other: Array, norm: Array, g: Array) -> Array:
         inward = xp.where(norm > eps, y * unit, y.dtype.type(0))  # a clamped norm is constant
-        return g * (other - inward) / xp.maximum(norm, eps)  # type: ignore[no-any-return]
+        return g * (other - inward) / xp.maximum(norm, eps)
 
     def pullback(g: Array) -> tuple[Any, Any]:
         g = xp.expand_dims(g, axis)

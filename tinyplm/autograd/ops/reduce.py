@@ -15,8 +15,8 @@ Axis = int | tuple[int, ...] | None
 
 def _axes(x: Array, axis: Axis) -> tuple[int, ...]:
     """The axes reduced over, counted from the front."""
-    given = range(x.ndim) if axis is None else (axis,) if np.ndim(axis) == 0 else axis
-    return np.lib.array_utils.normalize_axis_tuple(tuple(given), x.ndim)  # type: ignore[no-any-return]
+    given: Any = range(x.ndim) if axis is None else (axis,) if np.ndim(axis) == 0 else axis
+    return np.lib.array_utils.normalize_axis_tuple(tuple(given), x.ndim)
 
 
 def _kept(x: Array, axes: tuple[int, ...]) -> tuple[int, ...]:

@@ -37,7 +37,7 @@ def broadcast_to(x: Array, *, shape: Sequence[int]) -> tuple[Array, Pullback]:
 
 def concatenate(tensors: Sequence[Tensor | Array], *, axis: int = 0) -> Tensor:
     """Tensors joined along an axis; the other lengths must agree."""
-    return _concatenate(*tensors, axis=axis)  # type: ignore[return-value]
+    return _concatenate(*tensors, axis=axis)
 
 
 @op
@@ -57,7 +57,7 @@ def _concatenate(*arrays: Array, axis: int) -> tuple[Array, Pullback]:
 
 def stack(tensors: Sequence[Tensor | Array], *, axis: int = 0) -> Tensor:
     """Tensors of one shape side by side along a new axis."""
-    return _stack(*tensors, axis=axis)  # type: ignore[return-value]
+    return _stack(*tensors, axis=axis)
 
 
 @op
@@ -93,7 +93,7 @@ def split(x: Array, *, parts: int | Sequence[int], axis: int = -1) -> tuple[Any,
 
     def pullback(gs: tuple[Array | None, ...]) -> Array:
         filled = [xp.zeros(s, dtype) if g is None else g for g, s in zip(gs, shapes, strict=True)]
-        return xp.concatenate(filled, axis=axis)  # type: ignore[no-any-return]
+        return xp.concatenate(filled, axis=axis)
 
     return y, pullback
 

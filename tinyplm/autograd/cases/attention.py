@@ -1,0 +1,120 @@
+"""The case of attention."""
+
+import math
+from typing import Any
+
+import numpy as np
+
+from ...types import Array
+from .case import Hard, Sample, Seed, case
+from .draw import Draw, count
+
+inf, nan = math.inf, math.nan
+A = np.array
+
+
+def _attention(d: Draw) -> Sample:
+    leading = d.shape(0, 2, side=2, empty=False)
+    T, S = d.integer(1, 4), d.integer(1, 4)
+    if d.rarely(12):
+        T, S = d.choice([(0, 2), (2, 0)])
+    K, J = d.integer(1, 3), d.integer(1, 3)
+    scores = (*leading, T, S)
+    bias = d.array(d.broadcastable(scores)) if d.rarely(2) else None
+    attributes: dict[str, Any] = {"causal": d.boolean()}
+    if d.rarely(3):
+        attributes["mask"] = d.booleans(d.broadcastable(scores))
+    if leading and d.rarely(3):
+        attributes["key_padding"] = d.booleans((leading[0], S))
+    if d.rarely(3):
+        attributes["scale"] = 0.7
+    if d.rarely(3):
+        attributes |= {"rate": 0.4, "rng": Seed(d.integer(0, 99))}
+    if d.rarely(3):
+        attributes["return_probabilities"] = True
+    q, k, v = (d.array((*leading, *shape)) for shape in ((T, K), (S, K), (S, J)))
+    return Sample((q, k, v, bias), attributes)
+
+
+def _one_by_one(
+    q: Array,
+    k: Array,
+    v: Array,
+    bias: Array | None = None,
+    *,
+    causal: bool = False,
+    mask: Array | None = None,
+    key_padding: Array | None = None,
+    scale: float | None = None,
+    rate: float = 0.0,
+    rng: Any = None,
+    return_probabilities: bool = False,
+) -> Any:
+    """Each query by itself, over lists of keys."""
+    *leading, T, K = q.shape
+    S = k.shape[-2]
+    scores = (*leading, T, S)
+    added = np.broadcast_to(0.0 if bias is None else bias, scores)
+    allowed = np.broadcast_to(True if mask is None else mask, scores)
+    p, y = np.zeros(scores), np.zeros((*leading, T, v.shape[-1]))
+    factors = _factors(scores, rate, rng)
+    for place in np.ndindex(*leading, T):
+        *where, t = place
+        head = tuple(where)
+        seen = [
+            s
+            for s in range(S)
+            if allowed[(*place, s)]
+            and (key_padding is None or key_padding[head[0], s])
+            and (not causal or s <= t + S - T)
+        ]
+        score = {
+            s: math.fsum(q[place] * k[(*head, s)]) * (K**-0.5 if scale is None else scale)
+            + float(added[(*place, s)])
+            for s in seen
+        }
+        total = math.fsum(math.exp(x) for x in score.values())
+        for s in seen:
+            p[(*place, s)] = math.exp(score[s]) / total
+            y[place] += p[(*place, s)] * factors[(*place, s)] * v[(*head, s)]
+    return (y, p) if return_probabilities else y
+
+
+def _factors(scores: tuple[int, ...], rate: float, rng: Any) -> Array:
+    """What dropout multiplies with: everything fits one tile, which draws from [seed, 0]."""
+    if rng is None or not rate:
+        return np.ones(scores)
+    numbers = np.random.default_rng([int(rng.integers(1 << 63)), 0])
+    return np.where(numbers.random(scores, dtype=np.float32) >= rate, 1 / (1 - rate), 0.0)
+
+
+def _keeps(s: Sample) -> int:
+    """Inputs, probabilities, the logarithm of each sum, and the mask: one given, or two joined."""
+    q, k, _, _ = s.inputs
+    total = sum(x.nbytes for x in s.inputs if x is not None)
+    rows = count(q.shape[:-1])
+    total += 8 * rows * k.shape[-2] + 8 * rows
+    masks = [s.attributes[name] for name in ("mask", "key_padding") if name in s.attributes]
+    if len(masks) == 2:
+        real = masks[1].reshape(q.shape[0], *(1,) * (q.ndim - 2), -1)
+        return total + count(np.broadcast_shapes(masks[0].shape, real.shape))
+    return total + sum(m.base.nbytes if m.base is not None else m.nbytes for m in masks)
+
+
+ONE, TWO = np.ones((1, 1)), np.ones((2, 1))
+case(
+    "attention",
+    _attention,
+    _one_by_one,
+    _keeps,
+    Hard("a query that may see no key gives 0 and passes no gradient", (ONE, TWO, TWO), np.zeros((1, 1)), (0 * ONE, 0 * TWO, 0 * TWO), {"mask": A([[False, False]])}),
+    Hard("so too when the bias is minus infinity", (ONE, TWO, TWO, A([[-inf, -inf]])), np.zeros((1, 1)), (0 * ONE, 0 * TWO, 0 * TWO, np.zeros((1, 2)))),
+    Hard("so too when all keys are padding", (ONE[None], TWO[None], TWO[None]), np.zeros((1, 1, 1)), (0 * ONE[None], 0 * TWO[None], 0 * TWO[None]), {"key_padding": A([[False, False]])}),
+    Hard("so too when the first of more queries than keys comes before all keys", (TWO, ONE, 3 * ONE), A([[0.0], [3.0]]), (0 * TWO, 0 * ONE, ONE), {"causal": True}),
+    Hard("NaN behind a mask stays there", (ONE, A([[1.0], [nan]]), A([[5.0], [7.0]])), A([[5.0]]), (A([[nan]]), A([[0.0], [0.0]]), A([[1.0], [0.0]])), {"mask": A([[True, False]])}),
+    Hard("no keys give 0", (ONE, np.zeros((0, 1)), np.zeros((0, 1))), A([[0.0]]), (0 * ONE, np.zeros((0, 1)), np.zeros((0, 1)))),
+    Hard("no queries", (np.zeros((0, 1)), ONE, ONE), np.zeros((0, 1)), (np.zeros((0, 1)), 0 * ONE, 0 * ONE)),
+    Hard("very large scores without overflow", (A([[1e4]]), A([[1.0], [1.0]]), A([[2.0], [4.0]])), A([[3.0]]), (A([[0.0]]), A([[-5e3], [5e3]]), A([[0.5], [0.5]])), {"scale": 1.0}),
+    Hard("one key is seen whole", (ONE, ONE, 3 * ONE), 3 * ONE, (0 * ONE, 0 * ONE, ONE)),
+    Hard("the last query sees every key", (np.zeros((1, 1)), np.zeros((2, 1)), A([[1.0], [3.0]])), A([[2.0]]), (A([[0.0]]), np.zeros((2, 1)), A([[0.5], [0.5]])), {"causal": True}),
+)  # fmt: skip

@@ -1,10 +1,11 @@
 """Gradient checking: is a pullback the derivative of its forward pass?
 
 Backward gives a gradient; differences of function values give another, from the forward pass alone. In float64, with
-a stencil of four points, the two agree to about ten digits when the pullback is right.
+a stencil of four points, the two agree to about ten digits when the pullback is right. Differences are taken with two
+steps, or with three where the function bends sharply: at a kink they never settle, and the point is refused.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +17,8 @@ from ..types import Array
 from .engine import Tensor, is_float, no_grad
 
 STEP = 1e-4
+SMALLER = 8
+"""Each further step is the one before over this."""
 EACH = 48
 """Up to this many values are checked one by one; more are checked along random directions."""
 DIRECTIONS = 4
@@ -77,34 +80,44 @@ def check_grad(
                 "float64 and want a gradient."
             )
     weights: list[Array] = []
+    sizes: list[float] = []
 
     def value() -> Any:
         result = function(*arguments)
         results = result if isinstance(result, tuple) else (result,)
         if not weights:
             weights.extend(rng.uniform(0.5, 1.5, r.shape) for r in results)
+            parts = (r.numpy() * w for r, w in zip(results, weights, strict=True))
+            sizes.append(float(sum((p * p).sum() for p in parts)) ** 0.5)
         total: Any = 0.0
         for r, w in zip(results, weights, strict=True):
             total = total + (r * namespace(r.array).asarray(w)).sum()
         return total
 
-    for leaf in leaves:
-        leaf.grad = None
-    total = value()
-    if total.requires_grad:
-        total.backward()
-    gradient = [_numpy(leaf) for leaf in leaves]
+    before = [leaf.grad for leaf in leaves]
+    try:
+        for leaf in leaves:
+            leaf.grad = None
+        total = value()
+        if total.requires_grad:
+            total.backward()
+        gradient = [_numpy(leaf) for leaf in leaves]
+    finally:
+        for leaf, grad in zip(leaves, before, strict=True):
+            leaf.grad = grad
+    here = float(total.item())
     error, count = 0.0, 0
     with no_grad():
         size = sum(leaf.size for leaf in leaves)
         for directions in _directions(leaves, size, rng):
-            claimed = float(sum((g * d).sum() for g, d in zip(gradient, directions, strict=True)))
-            spread = float(
-                sum(((g * d) ** 2).sum() for g, d in zip(gradient, directions, strict=True))
+            claimed = _along(gradient, directions)
+            spread = _along([g * g for g in gradient], [d * d for d in directions]) ** 0.5
+            derivative, noise = _derivative(
+                lambda: float(value().item()), leaves, directions, here, sizes[0]
             )
-            derivative, noise = _derivative(lambda: float(value().item()), leaves, directions)
-            size_of_it = max(abs(derivative), spread**0.5, noise)
-            off = abs(claimed - derivative) / size_of_it if size_of_it else 0.0
+            # Below noise / tolerance a derivative drowns in rounding, and only that much can be asked.
+            scale = max(abs(derivative), spread, noise / tolerance)
+            off = abs(claimed - derivative) / scale if scale else 0.0
             error, count = max(error, off), count + 1
             if not off <= tolerance:
                 raise GradientError(
@@ -112,6 +125,10 @@ def check_grad(
                     f"{_where(leaves, directions)}: relative error {off:.1e}, allowed {tolerance:.0e}."
                 )
     return GradientCheck(error, count)
+
+
+def _along(gradient: list[Array], directions: list[Array]) -> float:
+    return float(sum((g * d)[d != 0].sum() for g, d in zip(gradient, directions, strict=True)))
 
 
 def _argument(x: Any) -> Any:
@@ -133,7 +150,9 @@ def _numpy(leaf: Tensor) -> Array:
     return np.asarray(Tensor.wrap(leaf.grad).numpy())
 
 
-def _directions(leaves: list[Tensor], size: int, rng: np.random.Generator) -> Any:
+def _directions(
+    leaves: list[Tensor], size: int, rng: np.random.Generator
+) -> Iterator[list[Array]]:
     """Each value by itself where there are few, else a few random directions of length one."""
     if size > EACH:
         for _ in range(DIRECTIONS):
@@ -149,45 +168,57 @@ def _directions(leaves: list[Tensor], size: int, rng: np.random.Generator) -> An
 
 
 def _derivative(
-    value: Callable[[], float], leaves: list[Tensor], directions: list[Array]
+    value: Callable[[], float],
+    leaves: list[Tensor],
+    directions: list[Array],
+    here: float,
+    size: float,
 ) -> tuple[float, float]:
-    """The derivative along the directions, and the size below which rounding hides it."""
+    """The derivative along the directions, and how far rounding may have moved it.
+
+    here: the value at the point. size: of the terms that were added up to it, whose rounding it carries.
+    """
     before = [leaf.numpy() for leaf in leaves]
-    largest = max(
-        (
-            float(np.abs(b[d != 0]).max())
-            for b, d in zip(before, directions, strict=True)
-            if (d != 0).any()
-        )
-    )
-    step = STEP * max(1.0, largest) if len(leaves) == 1 or largest < 1e3 else STEP
+    moved = np.concatenate([np.abs(b[d != 0]) for b, d in zip(before, directions, strict=True)])
+    step = STEP * max(1.0, float(np.median(moved[np.isfinite(moved)])) if np.isfinite(moved).any() else 1.0)
 
     def at(distance: float) -> float:
         for leaf, b, d in zip(leaves, before, directions, strict=True):
             leaf.write()[...] = namespace(leaf.array).asarray(b + distance * d)
         return value()
 
+    def difference(h: float) -> tuple[float, float, float]:
+        """The derivative by a step h, how much the slope changes over it, and what rounding may add."""
+        up, down, up2, down2 = at(h), at(-h), at(2 * h), at(-2 * h)
+        rounding = 16 * np.finfo(np.float64).eps * max(map(abs, (here, up, down, size))) / h
+        return (8 * (up - down) - (up2 - down2)) / (12 * h), abs(up - 2 * here + down) / h, rounding
+
     try:
-        here = at(0.0)
-        estimates, gaps, largest_value = [], [], abs(here)
-        for h in (step, step / 8):
-            up, down, up2, down2 = at(h), at(-h), at(2 * h), at(-2 * h)
-            estimates.append((8 * (up - down) - (up2 - down2)) / (12 * h))
-            gaps.append(abs(up - 2 * here + down) / h)
-            largest_value = max(largest_value, abs(up), abs(down))
+        again = at(0.0)
+        if not np.isfinite(again):
+            raise KinkError(f"the function is {again} here; choose a point at which it is finite.")
+        if again != here:
+            raise GradientError(
+                f"the function gave {here!r}, then {again!r} for the same inputs; if it draws, make its generator "
+                "inside it."
+            )
+        estimate, bend, rounding = difference(step)
+        for smaller in (step / SMALLER, step / SMALLER**2):
+            finer, finer_bend, finer_rounding = difference(smaller)
+            apart, tiny = abs(finer - estimate), 1e-5 * max(abs(finer), abs(estimate))
+            if apart <= max(10 * tiny, finer_rounding) and finer_bend <= max(
+                0.5 * bend, tiny, finer_rounding
+            ):
+                settled = apart <= max(1e-3 * tiny, rounding)  # then the larger step rounds less
+                return (estimate, rounding) if settled else (finer, finer_rounding)
+            estimate, bend, rounding = finer, finer_bend, finer_rounding
     finally:
         for leaf, b in zip(leaves, before, strict=True):
             leaf.write()[...] = namespace(leaf.array).asarray(b)
-    rounding = 16 * np.finfo(np.float64).eps * largest_value / (step / 8)
-    scale = max(map(abs, estimates))
-    if gaps[1] > max(0.5 * gaps[0], 1e-5 * scale, rounding) or abs(
-        estimates[0] - estimates[1]
-    ) > max(1e-5 * scale, rounding):
-        raise KinkError(
-            f"the function has no derivative here: steps of {step:.0e} and {step / 8:.0e} give {estimates[0]:.9g} and "
-            f"{estimates[1]:.9g}, and its slope jumps by {gaps[1]:.3g}. Choose a point away from kinks and ties."
-        )
-    return estimates[0], 1e6 * 16 * np.finfo(np.float64).eps * largest_value / step
+    raise KinkError(
+        f"the function has no derivative here: its slope still jumps by {bend:.3g} over a step of {smaller:.0e}. "
+        "Choose a point away from kinks and ties."
+    )
 
 
 def _where(leaves: list[Tensor], directions: list[Array]) -> str:

@@ -9,7 +9,7 @@ from ...types import Array
 from .case import Hard, Sample, Seed, case
 from .draw import Draw, count
 
-inf, nan = math.inf, math.nan
+inf = math.inf
 A = np.array
 
 
@@ -111,7 +111,7 @@ case(
     Hard("so too when the bias is minus infinity", (ONE, TWO, TWO, A([[-inf, -inf]])), np.zeros((1, 1)), (0 * ONE, 0 * TWO, 0 * TWO, np.zeros((1, 2)))),
     Hard("so too when all keys are padding", (ONE[None], TWO[None], TWO[None]), np.zeros((1, 1, 1)), (0 * ONE[None], 0 * TWO[None], 0 * TWO[None]), {"key_padding": A([[False, False]])}),
     Hard("so too when the first of more queries than keys comes before all keys", (TWO, ONE, 3 * ONE), A([[0.0], [3.0]]), (0 * TWO, 0 * ONE, ONE), {"causal": True}),
-    Hard("NaN behind a mask stays there", (ONE, A([[1.0], [nan]]), A([[5.0], [7.0]])), A([[5.0]]), (A([[nan]]), A([[0.0], [0.0]]), A([[1.0], [0.0]])), {"mask": A([[True, False]])}),
+    Hard("what a mask hides does not count, however large", (ONE, A([[1.0], [1e30]]), A([[5.0], [1e30]])), A([[5.0]]), (A([[0.0]]), A([[0.0], [0.0]]), A([[1.0], [0.0]])), {"mask": A([[True, False]])}),
     Hard("no keys give 0", (ONE, np.zeros((0, 1)), np.zeros((0, 1))), A([[0.0]]), (0 * ONE, np.zeros((0, 1)), np.zeros((0, 1)))),
     Hard("no queries", (np.zeros((0, 1)), ONE, ONE), np.zeros((0, 1)), (np.zeros((0, 1)), 0 * ONE, 0 * ONE)),
     Hard("very large scores without overflow", (A([[1e4]]), A([[1.0], [1.0]]), A([[2.0], [4.0]])), A([[3.0]]), (A([[0.0]]), A([[-5e3], [5e3]]), A([[0.5], [0.5]])), {"scale": 1.0}),

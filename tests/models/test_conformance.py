@@ -159,9 +159,7 @@ def test_with_a_generator_dropout_follows_its_seed(case):
 
 def test_a_generator_without_dropout_changes_nothing(case):
     model, ids = case.model(), case.ids(2, 8)
-    np.testing.assert_array_equal(
-        model(ids, rng=np.random.default_rng(1)).array, model(ids).array
-    )
+    np.testing.assert_array_equal(model(ids, rng=np.random.default_rng(1)).array, model(ids).array)
 
 
 def test_calling_a_model_changes_no_input_and_no_parameter(name, case):
@@ -371,12 +369,20 @@ BAD_IDS = {
     "nothing": (None, DtypeError, "expected integers"),
     "empty": (np.zeros((1, 0), int), ShapeError, r"empty \(shape \(1, 0\)\)"),
     "no rows": (np.zeros((0, 3), int), ShapeError, "empty"),
-    "one axis": (np.array([1, 2]), ShapeError, r"shape \(2,\), expected \(batch, time\).*ids\[None\]"),
+    "one axis": (
+        np.array([1, 2]),
+        ShapeError,
+        r"shape \(2,\), expected \(batch, time\).*ids\[None\]",
+    ),
     "three axes": (np.ones((1, 2, 3), int), ShapeError, r"shape \(1, 2, 3\)"),
     "a number": (3, ShapeError, r"shape \(\)"),
     "ragged": ([[1, 2], [3]], ShapeError, "different lengths"),
     "too long": (np.zeros((1, 17), int), ShapeError, "17 tokens.*16 positions"),
-    "huge unsigned": (np.array([[2**64 - 1]], np.uint64), ShapeError, "contains 18446744073709551615"),
+    "huge unsigned": (
+        np.array([[2**64 - 1]], np.uint64),
+        ShapeError,
+        "contains 18446744073709551615",
+    ),
 }
 
 

@@ -7,7 +7,7 @@ from .check import KinkError as KinkError
 from .check import check_grad as check_grad
 from .engine import OPS as OPS
 from .engine import Tensor as Tensor
-from .engine import detect_anomaly as detect_anomaly
-from .engine import no_grad as no_grad
 from .engine import op as op
-from .engine import recording as recording
+from .modes import detect_anomaly as detect_anomaly
+from .modes import no_grad as no_grad
+from .modes import recording as recording

@@ -14,7 +14,9 @@ import numpy as np
 from ..backend import namespace
 from ..errors import DtypeError, TinyplmError
 from ..types import Array
-from .engine import Tensor, is_float, no_grad
+from .engine import Tensor
+from .messages import is_float
+from .modes import no_grad
 
 STEP = 1e-4
 SMALLER = 8
@@ -150,9 +152,7 @@ def _numpy(leaf: Tensor) -> Array:
     return np.asarray(Tensor.wrap(leaf.grad).numpy())
 
 
-def _directions(
-    leaves: list[Tensor], size: int, rng: np.random.Generator
-) -> Iterator[list[Array]]:
+def _directions(leaves: list[Tensor], size: int, rng: np.random.Generator) -> Iterator[list[Array]]:
     """Each value by itself where there are few, else a few random directions of length one."""
     if size > EACH:
         for _ in range(DIRECTIONS):
@@ -180,7 +180,10 @@ def _derivative(
     """
     before = [leaf.numpy() for leaf in leaves]
     moved = np.concatenate([np.abs(b[d != 0]) for b, d in zip(before, directions, strict=True)])
-    step = STEP * max(1.0, float(np.median(moved[np.isfinite(moved)])) if np.isfinite(moved).any() else 1.0)
+    finite = moved[np.isfinite(moved)]
+    reach = max(1.0, float(np.median(finite)) if finite.size else 1.0)
+    step = STEP * reach
+    eps = 16 * np.finfo(np.float64).eps
 
     def at(distance: float) -> float:
         for leaf, b, d in zip(leaves, before, directions, strict=True):
@@ -188,10 +191,14 @@ def _derivative(
         return value()
 
     def difference(h: float) -> tuple[float, float, float]:
-        """The derivative by a step h, how much the slope changes over it, and what rounding may add."""
+        """The derivative by a step h, how much the slope changes over it, and what rounding may add.
+
+        Rounding of the values counts, and that of the point itself where the slope is steep.
+        """
         up, down, up2, down2 = at(h), at(-h), at(2 * h), at(-2 * h)
-        rounding = 16 * np.finfo(np.float64).eps * max(map(abs, (here, up, down, size))) / h
-        return (8 * (up - down) - (up2 - down2)) / (12 * h), abs(up - 2 * here + down) / h, rounding
+        bend = abs(up - 2 * here + down) / h
+        rounding = eps * (max(map(abs, (here, up, down, size))) + reach * bend) / h
+        return (8 * (up - down) - (up2 - down2)) / (12 * h), bend, rounding
 
     try:
         again = at(0.0)

@@ -7,20 +7,20 @@ newest first, and never recurses. A pullback is dropped as soon as it has run; w
 """
 
 import functools
-import inspect
 import itertools
-import threading
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
 from ..backend import is_array, namespace
-from ..errors import DtypeError, GraphError, NonFiniteError, ShapeError, TinyplmError
+from ..errors import DtypeError, GraphError, ShapeError
 from ..types import Array
-from . import guard
+from . import guard, modes
+from .arguments import Arguments
+from .messages import check_finite, describe, explained, is_float, is_numeric
+from .modes import mode
 
 if TYPE_CHECKING:
     from .symbols import Symbols
@@ -33,18 +33,6 @@ OPS: dict[str, "Op"] = {}
 _clock = itertools.count(1)  # numbers nodes and announced writes
 
 
-class _Mode(threading.local):
-    """What this thread does while it computes."""
-
-    recording = True
-    anomaly = False
-
-
-mode = _Mode()
-_lock = threading.Lock()
-_modes_in_use = (
-    0  # blocks of no_grad and detect_anomaly open in any thread; 0 spares looking at the mode
-)
 _last_write = 0
 
 
@@ -83,7 +71,7 @@ class Tensor(Symbols):
         if isinstance(data, Tensor):
             data = data._array
         array = namespace(data).array(data, dtype=dtype, copy=True)
-        if not _is_numeric(array):
+        if not is_numeric(array):
             raise DtypeError(f"Tensor holds numbers, but the data has dtype {array.dtype}.")
         if requires_grad and not is_float(array):
             raise DtypeError(
@@ -241,17 +229,14 @@ def op(function: Callable[..., Any]) -> Op:
     argument's shape and dtype, a function of no arguments that makes it, or None. A function that returns a tuple of
     results gets a tuple of gradients, None for a result that was not used. `on_arrays` is the undecorated function.
     """
-    name = function.__name__.strip("_")
-    parameters = inspect.signature(function).parameters.values()
-    names = [p.name for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD]
-    options = [p.name for p in parameters if p.kind is p.KEYWORD_ONLY]
-    any_number = any(p.kind is p.VAR_POSITIONAL for p in parameters)
-    most = 1_000_000 if any_number else len(names)
+    expected = Arguments(function)
+    name, most = expected.op, expected.most
 
     @functools.wraps(function)
     def call(*inputs: Any, **attributes: Any) -> Any:
         if len(inputs) > most or attributes:
-            inputs, attributes = _arranged(name, names, options, most, inputs, attributes)
+            inputs, attributes = expected.arranged(inputs, attributes)
+            attributes = {option: _plain(name, option, x) for option, x in attributes.items()}
         arrays: list[Any] = []
         parents: list[Any] = []
         wanted = outside = False
@@ -264,10 +249,10 @@ def op(function: Callable[..., Any]) -> Op:
                     parent = x._node or x
             elif x.__class__ is float or x.__class__ is int or x is None:
                 arrays.append(x)
-            elif isinstance(
-                x, np.generic
-            ):  # a NumPy scalar is a number, no reason for another dtype
-                arrays.append(x.item())
+            elif isinstance(x, np.generic):
+                arrays.append(
+                    x.item()
+                )  # a scalar of NumPy is a number, no reason for another dtype
             else:
                 arrays.append(x)
                 outside = True
@@ -275,65 +260,29 @@ def op(function: Callable[..., Any]) -> Op:
         try:
             result, pullback = function(*arrays, **attributes)
         except Exception as error:
-            raise _explained(name, arrays, error) from error
-        if _modes_in_use:
+            raise explained(name, arrays, error) from error
+        if modes.in_use:
             if mode.anomaly:
-                _check_finite(f"{name} (forward)", result)
+                check_finite(f"{name} (forward)", result)
             wanted = wanted and mode.recording
         node = Node(name, parents, pullback) if wanted else None
-        if result.__class__ is tuple:
-            parts = (
-                [None] * len(result)
-                if node is None
-                else [_part(node, i) for i in range(len(result))]
-            )
-            made: Any = tuple(map(_result, result, parts))
-        else:
-            made = _result(result, node)
-        if outside or guard.exposed or (attributes and _holds_array(attributes)):
+        if outside or guard.exposed or (attributes and guard.hold_array(attributes.values())):
             given = [a for a, x in zip(arrays, inputs, strict=True) if a is x]
-            _watch(node, made, [*given, *attributes.values()])
-        return made
+            taken = guard.watch(
+                pullback if wanted else None, result, [*given, *attributes.values()]
+            )
+            if node is not None:
+                node.taken = taken
+        if result.__class__ is not tuple:
+            return _result(result, node)
+        if node is None:
+            return tuple(_result(part, None) for part in result)
+        node.grad = [None] * len(result)
+        return tuple(_result(part, _part(node, i)) for i, part in enumerate(result))
 
     call.on_arrays = function  # type: ignore[attr-defined]
     OPS[name] = call  # type: ignore[assignment]
     return OPS[name]
-
-
-def _arranged(
-    name: str,
-    names: list[str],
-    options: list[str],
-    most: int,
-    inputs: Any,
-    attributes: dict[str, Any],
-) -> tuple[Any, dict[str, Any]]:
-    """Inputs given by keyword move to their place, options given by position to their name."""
-    if len(inputs) > most:
-        extra = inputs[most:]
-        if len(extra) > len(options):
-            raise DtypeError(
-                f"{name} takes {most + len(options)} arguments ({', '.join(names + options)}), got {len(inputs)}."
-            )
-        inputs = inputs[:most]
-        for option, value in zip(options, extra, strict=False):
-            if option in attributes:
-                raise DtypeError(f"{name} got {option} twice: by position and by name.")
-            attributes[option] = value
-    for place, argument in enumerate(names):
-        if argument in attributes:
-            if place < len(inputs):
-                raise DtypeError(f"{name} got {argument} twice: by position and by name.")
-            gap = [attributes.pop(a, None) for a in names[len(inputs) : place + 1]]
-            inputs = (*inputs, *gap)
-    for option, value in attributes.items():
-        if value.__class__ is Tensor:
-            if value.requires_grad:
-                raise DtypeError(
-                    f"{name}: {option} cannot receive a gradient; pass an array or {option}.detach()."
-                )
-            attributes[option] = value._array
-    return inputs, attributes
 
 
 def _result(array: Any, node: Node | None) -> Tensor:
@@ -347,37 +296,20 @@ def _result(array: Any, node: Node | None) -> Tensor:
     return tensor
 
 
-def _holds_array(attributes: dict[str, Any]) -> bool:
-    """Whether an option is an array, or a key with an array in it."""
-    for value in attributes.values():
-        if value.__class__ is tuple or value.__class__ is list:
-            if any(is_array(item) for item in value):
-                return True
-        elif is_array(value):
-            return True
-    return False
-
-
 def _part(whole: Node, index: int) -> Node:
     """The node of one of several results; it hands its gradient on to the whole."""
-    if index == 0:
-        whole.grad = []
-    whole.grad.append(None)
     node = Node(whole.name, [whole], _part)  # any pullback: it says that the graph is not freed
     node.part = index
     return node
 
 
-def _watch(node: Node | None, made: Any, given: list[Any]) -> None:
-    """Take checksums of what the pullback keeps of memory that others can write."""
-    if node is not None:
-        node.taken = guard.fingerprints(node.pullback, given)
-    outside = list(guard.kept(given))
-    for tensor in made if made.__class__ is tuple else (made,):
-        if tensor._array.base is not None and outside:  # a view may show memory from outside
-            owner = guard.owner_of(tensor._array)
-            if any(guard.owner_of(array) is owner for array in outside):
-                guard.expose(owner)
+def _plain(name: str, option: str, value: Any) -> Any:
+    """The value of an option, an array in place of a tensor."""
+    if value.__class__ is not Tensor:
+        return value
+    if value.requires_grad:
+        raise DtypeError(f"{name}: {option} cannot receive a gradient; pass {option}.detach().")
+    return value._array
 
 
 def _walk_back(root: Any, gradient: Array) -> None:
@@ -428,8 +360,8 @@ def _run(node: Node, leaves: dict[Tensor, Any], owned: set[Tensor]) -> None:
             continue
         if callable(new):
             new = new()
-        if _modes_in_use and mode.anomaly:
-            _check_finite(f"{node.name} (backward)", new)
+        if modes.in_use and mode.anomaly:
+            check_finite(f"{node.name} (backward)", new)
         if parent.__class__ is Node:
             if parent.grad is None:
                 parent.grad = new
@@ -484,77 +416,3 @@ def _check_unchanged(node: Node, pullback: Any) -> None:
             f"{node.name}: data of {describe(array)} was changed in place after the forward pass that used it, so "
             "its gradient would be wrong. Call backward() before the change, or change a copy."
         )
-
-
-def _check_finite(where: str, result: Any) -> None:
-    for part in result if isinstance(result, tuple) else (result,):
-        if part is None or callable(part) or not is_float(part):
-            continue
-        finite = namespace(part).isfinite(part)
-        if not finite.all():
-            at = np.argwhere(~np.asarray(finite))[0].tolist()
-            value = np.asarray(part)[tuple(at)]
-            raise NonFiniteError(
-                f"{where} made the first {value} at {at} of {describe(part)}. Its inputs were finite, or came from "
-                "outside: look at their range."
-            )
-
-
-def _explained(name: str, arrays: list[Any], error: Exception) -> Exception:
-    """The same error with the op and its inputs in the message."""
-    if isinstance(error, TinyplmError):
-        return error
-    given = ", ".join(map(describe, arrays))
-    message = f"{name}: {error} (inputs: {given})"
-    if isinstance(error, IndexError):
-        return IndexError(message)
-    if isinstance(error, ValueError):
-        return ShapeError(message)
-    if isinstance(error, TypeError):
-        return DtypeError(message)
-    error.add_note(f"in {name} of {given}")
-    return error
-
-
-def describe(x: Any) -> str:
-    """Dtype and shape, for messages."""
-    return f"{x.dtype} {x.shape}" if hasattr(x, "shape") else repr(x)
-
-
-def is_float(x: Any) -> bool:
-    """Whether an array has one of the float dtypes that the engine differentiates."""
-    return x.dtype.name in ("float32", "float64", "float16", "bfloat16")
-
-
-def _is_numeric(array: Array) -> bool:
-    return array.dtype.kind in "iub" or is_float(array)
-
-
-@contextmanager
-def _set(**flags: bool) -> Iterator[None]:
-    global _modes_in_use
-    before = {flag: getattr(mode, flag) for flag in flags}
-    with _lock:
-        _modes_in_use += 1
-    vars(mode).update(flags)
-    try:
-        yield
-    finally:
-        vars(mode).update(before)
-        with _lock:
-            _modes_in_use -= 1
-
-
-def no_grad() -> AbstractContextManager[None]:
-    """Compute without recording within a block: nothing is kept for a backward pass."""
-    return _set(recording=False)
-
-
-def detect_anomaly() -> AbstractContextManager[None]:
-    """Stop, within a block, at the op in which the first NaN or infinity appears, forward or backward."""
-    return _set(anomaly=True)
-
-
-def recording() -> bool:
-    """Whether ops called now are recorded if a gradient is wanted."""
-    return mode.recording

@@ -86,7 +86,9 @@ def _check(name: str, cases: int, seed: int) -> Record:
         except KinkError as kink:
             redrawn += 1
             if redrawn > REDRAWS * cases:
-                failure = f"{redrawn} of {redrawn + done} cases have no derivative; the last: {kink}"
+                failure = (
+                    f"{redrawn} of {redrawn + done} cases have no derivative; the last: {kink}"
+                )
             continue
         except Exception as error:  # whatever goes wrong, the other ops shall be checked too
             failure = f"{name}{sample}: {type(error).__name__}: {error}"
@@ -95,9 +97,7 @@ def _check(name: str, cases: int, seed: int) -> Record:
         derivatives += found.derivatives
         gradient_error = max(gradient_error, found.error)
     seconds = time.perf_counter() - start
-    return Record(
-        name, done, redrawn, derivatives, gradient_error, value_error, seconds, failure
-    )
+    return Record(name, done, redrawn, derivatives, gradient_error, value_error, seconds, failure)
 
 
 def check_value(name: str, sample: Sample) -> float:
@@ -108,12 +108,21 @@ def check_value(name: str, sample: Sample) -> float:
     """
     result, _ = OPS[name].on_arrays(*sample.inputs, **sample.keywords())  # type: ignore[attr-defined]
     expected = CASES[name].oracle(*sample.inputs, **sample.keywords())
-    around = max((float(np.abs(x[np.isfinite(x)]).max(initial=0)) for x in sample.inputs if is_float_array(x)), default=0.0)
+    around = max(
+        (
+            float(np.abs(x[np.isfinite(x)]).max(initial=0))
+            for x in sample.inputs
+            if is_float_array(x)
+        ),
+        default=0.0,
+    )
     pairs = list(zip(_tuple(result), _tuple(expected), strict=True))
     return max(compare(np.asarray(y), np.asarray(e), around) for y, e in pairs)
 
 
-def compare(y: Array, expected: Array, around: float = 0.0, tolerance: float = VALUE_TOLERANCE) -> float:
+def compare(
+    y: Array, expected: Array, around: float = 0.0, tolerance: float = VALUE_TOLERANCE
+) -> float:
     """The largest difference of two arrays, relative to the largest number around and to one.
 
     NaN and infinities must agree exactly.
@@ -128,7 +137,9 @@ def compare(y: Array, expected: Array, around: float = 0.0, tolerance: float = V
     finite = np.isfinite(expected)
     same = np.where(finite, np.isfinite(y), (y == expected) | (np.isnan(y) & np.isnan(expected)))
     scale = max(1.0, around, float(np.abs(expected[finite]).max(initial=0)))
-    apart = np.where(finite & same, np.abs(np.where(finite, y, 0) - np.where(finite, expected, 0)), 0)
+    apart = np.where(
+        finite & same, np.abs(np.where(finite, y, 0) - np.where(finite, expected, 0)), 0
+    )
     error = float(apart.max(initial=0)) / scale
     if not same.all() or not error <= tolerance:
         at = tuple(np.argwhere(~same | (apart == apart.max()))[0].tolist())

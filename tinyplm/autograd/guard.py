@@ -68,17 +68,16 @@ def kept(thing: Any) -> Iterator[Array]:
         yield thing
 
 
-def fingerprints(pullback: Any, outside: Iterable[Any]) -> dict[int, int]:
+def fingerprints(pullback: Any, outside: set[int]) -> dict[int, int]:
     """Checksums of what a pullback keeps and others can write, by identity of the owner.
 
-    outside: the arrays that the op was given as they stand.
+    outside: owners of the arrays that the op was given as they stand.
     """
-    suspects = {id(owner_of(array)) for array in kept(list(outside))}
-    if not suspects and not exposed:
+    if not outside and not exposed:
         return {}
     owners = {id(owner): owner for owner in map(owner_of, kept(pullback))}
     return {
-        key: checksum(owner) for key, owner in owners.items() if key in suspects or key in exposed
+        key: checksum(owner) for key, owner in owners.items() if key in outside or key in exposed
     }
 
 
@@ -94,3 +93,26 @@ def changed(pullback: Any, taken: dict[int, int], recorded: int) -> Array | None
             if checksum(owner) != before:
                 return array
     return None
+
+
+def hold_array(values: Iterable[Any]) -> bool:
+    """Whether an option is an array, or a key with an array in it."""
+    for value in values:
+        if value.__class__ is tuple or value.__class__ is list:
+            if hold_array(value):
+                return True
+        elif is_array(value):
+            return True
+    return False
+
+
+def watch(pullback: Any, result: Any, given: list[Any]) -> dict[int, int] | None:
+    """Checksums of what a pullback keeps of memory that others can write; `given` came from outside.
+
+    A result that shows such memory is exposed itself.
+    """
+    outside = {id(owner_of(array)) for array in kept(given)}
+    for array in kept(result if isinstance(result, tuple) else [result]):
+        if array.base is not None and id(owner_of(array)) in outside:
+            expose(array)
+    return fingerprints(pullback, outside) if pullback is not None else None

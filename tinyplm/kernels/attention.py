@@ -99,7 +99,7 @@ def attention_pullback(
             gs += g_p[b, h, t, :seen]
         # A bias is added to scores that are scaled already, so its gradient comes before the scale.
         scale = rules.scale if g_bias is None else 1.0
-        score_softmax_pullback(gs.reshape(-1, *gs.shape[2:]), p.reshape(-1, *p.shape[2:]), scale)
+        score_softmax_pullback(_groups(gs), _groups(p), scale)
         if g_bias is not None:
             _add_to_bias(g_bias, gs, (b, h, t), seen)
             gs *= gs.dtype.type(rules.scale)
@@ -157,8 +157,13 @@ def _probabilities(
         allowed = rules.mask[_within(rules.mask.shape, tile, seen)]
         s = xp.where(allowed, s, s.dtype.type(-np.inf))
     first = t.start + S - q.shape[2] if rules.causal else S
-    score_softmax(s.reshape(-1, *s.shape[2:]), scale, first)
+    score_softmax(_groups(s), scale, first)
     return s, seen
+
+
+def _groups(s: Array) -> Array:
+    """Scores (B, H, T, S) as (B H, T, S), without a copy, so that they can be changed in place."""
+    return s.reshape(s.shape[0] * s.shape[1], *s.shape[2:])
 
 
 def _within(shape: tuple[int, ...], tile: Slices, seen: int) -> tuple[Any, ...]:

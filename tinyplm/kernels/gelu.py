@@ -44,11 +44,13 @@ def gelu_tanh_forward(x: Array) -> Array:
 def gelu_tanh_pullback(g: Array, x: Array) -> Array:
     """G times the derivative: with t = tanh(u), 0.5 (1 + t) + 0.5 x (1 - t^2) u'."""
     t = _tanh(x)
-    slope = x * x
-    slope *= 3 * CUBIC * ROOT_2_OVER_PI
-    slope += ROOT_2_OVER_PI
-    slope *= x
-    slope *= 1 - t * t
+    slope = 1 - t * t
+    slope *= x  # 0 for very large x, and stays 0, where x^3 would be infinite
+    cubic = slope * x
+    cubic *= x
+    cubic *= 3 * CUBIC * ROOT_2_OVER_PI
+    slope *= ROOT_2_OVER_PI
+    slope += cubic
     slope += t
     slope += 1
     slope *= g
@@ -61,7 +63,7 @@ def _tanh(x: Array) -> Array:
     u *= CUBIC * ROOT_2_OVER_PI
     u += ROOT_2_OVER_PI
     u *= x
-    return namespace(x).tanh(u, out=u)
+    return namespace(x).tanh(u)
 
 
 def _forward_loop(x: Array, y: Array) -> None:

@@ -17,8 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from ..autograd import Tensor, no_grad, ops
-from ..autograd.engine import recording
+from ..autograd import Tensor, no_grad, ops, recording
 from ..backend import namespace, to_numpy
 from ..errors import ConfigError, DtypeError, GraphError, ShapeError
 from ..nn import (

@@ -99,8 +99,16 @@ def _concatenate(d: Draw) -> Sample:
 
 
 def _joined(*arrays: Array, axis: int) -> Array:
-    rows = [np.moveaxis(a, axis, 0) for a in arrays]
-    return np.moveaxis(A([r for a in rows for r in a]).reshape(-1, *rows[0].shape[1:]), 0, axis)
+    shape = list(arrays[0].shape)
+    shape[axis] = sum(a.shape[axis] for a in arrays)
+    y, start = np.zeros(shape), 0
+    for a in arrays:
+        for place in np.ndindex(*a.shape):
+            to = list(place)
+            to[axis] += start
+            y[tuple(to)] = a[place]
+        start += a.shape[axis]
+    return y
 
 
 case(
@@ -121,8 +129,8 @@ def _stack(d: Draw) -> Sample:
 
 def _stacked(*arrays: Array, axis: int) -> Array:
     y = np.zeros((len(arrays), *arrays[0].shape))
-    for row, a in zip(y, arrays, strict=True):
-        row[...] = a
+    for i, a in enumerate(arrays):
+        y[i] = a
     return np.moveaxis(y, 0, axis)
 
 

@@ -1,12 +1,14 @@
 """Nonlinearities and softmax."""
 
+import numpy as np
+
 from ...backend import namespace
 from ...kernels import gelu as gelu_kernels
 from ...kernels import softmax as softmax_kernels
 from ...types import Array, Pullback
 from ..engine import op
 from .broadcasting import at_least_float32
-from .elementwise import logistic
+from .elementwise import logistic, quiet
 
 
 @op
@@ -19,6 +21,7 @@ def relu(x: Array) -> tuple[Array, Pullback]:
 
 @op
 @at_least_float32
+@quiet
 def gelu(x: Array) -> tuple[Array, Pullback]:
     """X times the normal distribution function of x, by the error function (Hendrycks & Gimpel, 2016)."""
     return gelu_kernels.gelu_forward(x), lambda g: gelu_kernels.gelu_pullback(g, x)
@@ -26,6 +29,7 @@ def gelu(x: Array) -> tuple[Array, Pullback]:
 
 @op
 @at_least_float32
+@quiet
 def gelu_tanh(x: Array) -> tuple[Array, Pullback]:
     """GELU by its tanh approximation, 0.5 x (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3))), as in GPT-2."""
     return gelu_kernels.gelu_tanh_forward(x), lambda g: gelu_kernels.gelu_tanh_pullback(g, x)
@@ -33,6 +37,7 @@ def gelu_tanh(x: Array) -> tuple[Array, Pullback]:
 
 @op
 @at_least_float32
+@quiet
 def silu(x: Array) -> tuple[Array, Pullback]:
     """X times the sigmoid of x; also called swish."""
     s = logistic(x)
@@ -41,6 +46,7 @@ def silu(x: Array) -> tuple[Array, Pullback]:
 
 @op
 @at_least_float32
+@quiet
 def softmax(x: Array, *, axis: int = -1) -> tuple[Array, Pullback]:
     """Exponentials along axis, scaled to sum to one.
 
@@ -52,9 +58,16 @@ def softmax(x: Array, *, axis: int = -1) -> tuple[Array, Pullback]:
 
 @op
 @at_least_float32
+@quiet
 def log_softmax(x: Array, *, axis: int = -1) -> tuple[Array, Pullback]:
-    """Logarithm of the softmax along axis, exact where the softmax underflows."""
-    xp = namespace(x)
-    shifted = x - x.max(axis=axis, keepdims=True)
-    y = shifted - xp.log(xp.exp(shifted).sum(axis=axis, keepdims=True))
+    """Logarithm of the softmax along axis, exact where the softmax underflows.
+
+    Where all values along the axis are minus infinity so is the result, and the softmax in its gradient
+    g - softmax(x) sum(g) is 0.
+    """
+    xp, nothing = namespace(x), x.dtype.type(0)
+    top = x.max(axis=axis, keepdims=True, initial=-np.inf).astype(x.dtype, copy=False)
+    shifted = x - xp.where(top == -np.inf, nothing, top)
+    total = xp.exp(shifted).sum(axis=axis, keepdims=True)
+    y = shifted - xp.log(xp.where(total == 0, nothing + 1, total))
     return y, lambda g: g - xp.exp(y) * g.sum(axis=axis, keepdims=True)

@@ -9,11 +9,13 @@ from ...kernels.attention import Rules, attention_forward, attention_pullback
 from ...types import Array, Generator, Pullback
 from ..engine import op
 from .broadcasting import at_least_float32
+from .elementwise import quiet
 from .random import check_rate
 
 
 @op
 @at_least_float32
+@quiet
 def attention(
     q: Array,
     k: Array,

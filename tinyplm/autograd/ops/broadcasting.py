@@ -98,8 +98,8 @@ def _rounded(
         return g.astype(np.float32) if g is not None and is_half(g.dtype) else g
 
     def narrow_gradient(gradient: Any, is_halved: bool) -> Any:
-        if callable(gradient):
-            gradient = gradient()
+        if callable(gradient):  # only made if it is wanted
+            return lambda: narrow_gradient(gradient(), is_halved)
         return gradient.astype(dtype) if is_halved and gradient is not None else gradient
 
     def rounded(g: Any) -> Any:

@@ -79,6 +79,8 @@ def divide(a: Array, b: Array) -> tuple[Array, Pullback]:
     """First operand over the second; zero over zero is NaN, else over zero is infinite."""
     y = same_precision(a / b, a, b)
     like_a, like_b = like(a), like(b)
+    if like_b is None:
+        return y, lambda g: (unbroadcast(g / b, like_a), None)
     return y, lambda g: (
         lambda: unbroadcast(g / b, like_a),
         lambda: unbroadcast(-g * y / b, like_b),
@@ -102,11 +104,14 @@ def power(a: Array, b: Array) -> tuple[Array, Pullback]:
     """
     xp = namespace(a if hasattr(a, "dtype") else b)
     y = same_precision(a**b, a, b)
-    like_a, like_b = like(a), like(b)
+    like_a, like_b, dtype = like(a), like(b), y.dtype
 
     def by_base(g: Array) -> Array:
-        slope = xp.where(xp.equal(b, 0), y.dtype.type(0), b * a ** (b - 1))
-        return unbroadcast(g * slope.astype(y.dtype), like_a)
+        slope = xp.where(xp.equal(b, 0), dtype.type(0), b * a ** (b - 1))
+        return unbroadcast(g * slope.astype(dtype), like_a)
+
+    if like_b is None:
+        return y, lambda g: (by_base(g), None)
 
     def by_exponent(g: Array) -> Array:
         at_zero = (a == 0) & (b >= 0)
@@ -159,7 +164,7 @@ def sqrt(x: Array) -> tuple[Array, Pullback]:
 def rsqrt(x: Array) -> tuple[Array, Pullback]:
     """One over the square root; infinite at 0."""
     y = 1 / namespace(x).sqrt(x)
-    return y, lambda g: g * y / (-2 * x)
+    return y, lambda g: g * (-0.5 * y * y * y)
 
 
 @op
@@ -206,8 +211,12 @@ def _chosen(g: Array, ahead: Array, tied: Array, to: Any) -> Any:
 
 
 @op
+@at_least_float32
 def maximum(a: Array, b: Array) -> tuple[Array, Pullback]:
-    """The larger of two operands; at a tie each receives half of the gradient. NaN if either is."""
+    """The larger of two operands; at a tie each receives half of the gradient.
+
+    NaN where either is, and no gradient passes there.
+    """
     y = same_precision(namespace(a).maximum(a, b), a, b)
     like_a, like_b = like(a), like(b)
     return y, lambda g: (
@@ -217,8 +226,12 @@ def maximum(a: Array, b: Array) -> tuple[Array, Pullback]:
 
 
 @op
+@at_least_float32
 def minimum(a: Array, b: Array) -> tuple[Array, Pullback]:
-    """The smaller of two operands; at a tie each receives half of the gradient. NaN if either is."""
+    """The smaller of two operands; at a tie each receives half of the gradient.
+
+    NaN where either is, and no gradient passes there.
+    """
     y = same_precision(namespace(a).minimum(a, b), a, b)
     like_a, like_b = like(a), like(b)
     return y, lambda g: (
@@ -231,16 +244,18 @@ def minimum(a: Array, b: Array) -> tuple[Array, Pullback]:
 def clip(
     x: Array, *, low: float | None = None, high: float | None = None
 ) -> tuple[Array, Pullback]:
-    """X limited to [low, high]; the gradient passes inside and at the limits, and is 0 outside."""
+    """X limited to [low, high]; the gradient passes inside and at the limits, and is 0 outside and for NaN."""
     xp = namespace(x)
     inside = xp.ones(x.shape, bool)
     y = x
     if low is not None:
+        low = x.dtype.type(low)
         inside &= x >= low
-        y = xp.maximum(y, x.dtype.type(low))
+        y = xp.maximum(y, low)
     if high is not None:
+        high = x.dtype.type(high)
         inside &= x <= high
-        y = xp.minimum(y, x.dtype.type(high))
+        y = xp.minimum(y, high)
     return y, lambda g: g * inside.astype(g.dtype)
 
 

@@ -8,7 +8,7 @@ from ...backend import is_array, namespace
 from ...kernels.take_rows import add_rows
 from ...types import Array, Pullback
 from ..engine import Tensor, op
-from .broadcasting import like, unbroadcast
+from .broadcasting import at_least_float32, is_half, like, unbroadcast
 
 
 @op
@@ -20,20 +20,27 @@ def index(x: Array, *, key: Any) -> tuple[Array, Pullback]:
     shape, dtype, xp = x.shape, x.dtype, namespace(x)
 
     def pullback(g: Array) -> Array:
-        gx = xp.zeros(shape, dtype)
         if simple:
+            gx = xp.zeros(shape, dtype)
             gx[parts] = g
-        else:
-            xp.add.at(gx, parts, g)
-        return gx
+            return gx
+        return _added_up(shape, parts, g)
 
     return x[parts], pullback
+
+
+def _added_up(shape: tuple[int, ...], key: Any, g: Array) -> Array:
+    """Zeros with g added at a key; half precision is added up in float32 and rounded once."""
+    xp = namespace(g)
+    total = xp.zeros(shape, np.float32 if is_half(g.dtype) else g.dtype)
+    xp.add.at(total, key, g.astype(total.dtype, copy=False))
+    return total.astype(g.dtype, copy=False)
 
 
 def _plain(part: Any) -> Any:
     if isinstance(part, Tensor):
         return part.array
-    return np.asarray(part) if isinstance(part, list) else part
+    return np.asarray(part) if isinstance(part, list | tuple | range) else part
 
 
 @op
@@ -52,7 +59,9 @@ def take_rows(table: Array, ids: Array) -> tuple[Array, Pullback]:
     xp, shape = namespace(table), table.shape
     ids = xp.asarray(ids)
     _check_ids("take_rows", ids, shape[0])
-    return table[ids], lambda g: add_rows(g.reshape(-1, *shape[1:]), ids.reshape(-1), shape[0])
+    return table[ids], lambda g: add_rows(
+        g.reshape(ids.size, *shape[1:]), ids.reshape(-1), shape[0]
+    )
 
 
 def _check_ids(name: str, ids: Array, rows: int) -> None:
@@ -80,22 +89,21 @@ def take_along_axis(x: Array, indices: Array, *, axis: int = -1) -> tuple[Array,
     xp = namespace(x)
     indices = xp.asarray(indices)
     y = xp.take_along_axis(x, indices, axis=axis)
-    shape, dtype, axis = x.shape, x.dtype, axis % x.ndim
+    shape, axis = x.shape, axis % x.ndim
 
     def pullback(g: Array) -> Array:
-        gx = xp.zeros(shape, dtype)
         others = tuple(n if i != axis else 1 for i, n in enumerate(g.shape))
         full = list(_along(xp.broadcast_to(indices, g.shape), axis, others))
         for i, n in enumerate(shape):
             if i != axis and n == 1:  # x was broadcast along this axis
                 full[i] = xp.zeros((1,) * len(shape), int)
-        xp.add.at(gx, tuple(full), g)
-        return gx
+        return _added_up(shape, tuple(full), g)
 
     return y, pullback
 
 
 @op
+@at_least_float32
 def scatter_add(
     x: Array, indices: Array, updates: Array, *, axis: int = 0
 ) -> tuple[Array, Pullback]:
@@ -106,13 +114,15 @@ def scatter_add(
     """
     xp = namespace(x)
     like_updates = like(updates)
-    axis = axis % x.ndim
+    axis = np.lib.array_utils.normalize_axis_index(axis, x.ndim)
     indices = xp.broadcast_to(xp.asarray(indices), updates.shape)
     others = tuple(n if i != axis else 1 for i, n in enumerate(updates.shape))
-    if any(
+    if x.ndim != updates.ndim or any(
         n != m for i, (n, m) in enumerate(zip(x.shape, updates.shape, strict=True)) if i != axis
     ):
         raise ValueError(f"updates must have the shape of x except along axis {axis}")
+    if updates.dtype != x.dtype:
+        raise TypeError("x and updates must have one dtype; convert one of them")
     key = _along(indices, axis, others)
     y = x.copy()
     xp.add.at(y, key, updates)

@@ -61,7 +61,7 @@ def linear(x: Array, weight: Array, bias: Array | None = None) -> tuple[Array, P
     shape = x.shape
 
     def pullback(g: Array) -> tuple[Pullback, Pullback, Pullback]:
-        g_NF = g.reshape(-1, g.shape[-1])
+        g_NF = g.reshape(len(x_ND), g.shape[-1])
         return (
             lambda: (g_NF @ weight.T).reshape(shape),
             lambda: x_ND.T @ g_NF,

@@ -8,9 +8,10 @@ from ...backend import namespace
 from ...errors import ConfigError, DataError, DtypeError, ShapeError
 from ...kernels import cross_entropy as kernels
 from ...types import Array, Pullback
-from ..engine import op, recording
+from ..engine import op
+from ..modes import recording
 from .broadcasting import at_least_float32, like, same_precision, unbroadcast
-from .elementwise import logistic
+from .elementwise import logistic, quiet
 
 IGNORED = -100
 """The label of a position that is not predicted."""
@@ -21,6 +22,7 @@ Reduction = str
 
 @op
 @at_least_float32
+@quiet
 def cross_entropy(
     logits: Array,
     labels: Array,
@@ -71,6 +73,7 @@ def cross_entropy(
 
 @op
 @at_least_float32
+@quiet
 def linear_cross_entropy(
     x: Array,
     weight: Array,
@@ -200,6 +203,7 @@ def _reduced(losses: Array, reduction: Reduction) -> tuple[Array, float]:
 
 @op
 @at_least_float32
+@quiet
 def binary_cross_entropy(
     logits: Array, targets: Array, *, reduction: Reduction = "mean"
 ) -> tuple[Array, Pullback]:
@@ -225,6 +229,7 @@ def binary_cross_entropy(
 
 @op
 @at_least_float32
+@quiet
 def mean_squared_error(
     prediction: Array, target: Array, *, reduction: Reduction = "mean"
 ) -> tuple[Array, Pullback]:
@@ -243,6 +248,7 @@ def mean_squared_error(
 
 @op
 @at_least_float32
+@quiet
 def cosine(a: Array, b: Array, *, axis: int = -1, eps: float = 1e-8) -> tuple[Array, Pullback]:
     """Cosine of the angle between vectors along an axis; operands broadcast.
 
@@ -266,11 +272,12 @@ def cosine(a: Array, b: Array, *, axis: int = -1, eps: float = 1e-8) -> tuple[Ar
             unbroadcast(by(unit_b, unit_a, norm_b, g), like_b),
         )
 
-    return y.squeeze(axis), pullback
+    return same_precision(y.squeeze(axis), a, b), pullback
 
 
 @op
 @at_least_float32
+@quiet
 def kl_divergence(
     log_p: Array, log_q: Array, *, reduction: Reduction = "mean"
 ) -> tuple[Array, Pullback]:

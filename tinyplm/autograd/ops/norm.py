@@ -5,10 +5,12 @@ from ...kernels import layer_norm as kernels
 from ...types import Array, Pullback
 from ..engine import op
 from .broadcasting import at_least_float32
+from .elementwise import quiet
 
 
 @op
 @at_least_float32
+@quiet
 def layer_norm(x: Array, gain: Array, bias: Array, *, eps: float = 1e-5) -> tuple[Array, Pullback]:
     """Scale the last axis to mean zero and variance one, then by gain and bias.
 
@@ -46,6 +48,7 @@ def layer_norm(x: Array, gain: Array, bias: Array, *, eps: float = 1e-5) -> tupl
 
 @op
 @at_least_float32
+@quiet
 def rms_norm(x: Array, gain: Array, *, eps: float = 1e-6) -> tuple[Array, Pullback]:
     """Scale the last axis to root mean square one, then by gain.
 

@@ -84,7 +84,7 @@ def _extreme(x: Array, y: Array, axes: tuple[int, ...], keepdims: bool) -> tuple
 @op
 @at_least_float32
 def max(x: Array, *, axis: Axis = None, keepdims: bool = False) -> tuple[Array, Pullback]:
-    """Largest value over axes; values that tie for it share the gradient evenly."""
+    """Largest value over axes; values that tie for it share the gradient evenly. NaN makes both NaN."""
     axes = _axes(x, axis)
     return _extreme(x, x.max(axis=axes, keepdims=True), axes, keepdims)
 
@@ -92,7 +92,7 @@ def max(x: Array, *, axis: Axis = None, keepdims: bool = False) -> tuple[Array, 
 @op
 @at_least_float32
 def min(x: Array, *, axis: Axis = None, keepdims: bool = False) -> tuple[Array, Pullback]:
-    """Smallest value over axes; values that tie for it share the gradient evenly."""
+    """Smallest value over axes; values that tie for it share the gradient evenly. NaN makes both NaN."""
     axes = _axes(x, axis)
     return _extreme(x, x.min(axis=axes, keepdims=True), axes, keepdims)
 
@@ -124,6 +124,7 @@ def logsumexp(x: Array, *, axis: Axis = -1, keepdims: bool = False) -> tuple[Arr
 def cumsum(x: Array, *, axis: int = -1) -> tuple[Array, Pullback]:
     """Sum of everything up to and including each place along an axis."""
     xp = namespace(x)
+    axis = np.lib.array_utils.normalize_axis_index(axis, x.ndim)
 
     def pullback(g: Any) -> Any:
         return xp.flip(xp.cumsum(xp.flip(g, axis), axis=axis), axis)

@@ -9,7 +9,7 @@ from ...backend import namespace
 from ...errors import ShapeError
 from ...types import Array, Pullback
 from ..engine import Tensor, op
-from .broadcasting import like, unbroadcast
+from .broadcasting import like, same_precision, unbroadcast
 
 
 @op
@@ -44,7 +44,7 @@ def concatenate(tensors: Sequence[Tensor | Array], *, axis: int = 0) -> Tensor:
 def _concatenate(*arrays: Array, axis: int) -> tuple[Array, Pullback]:
     """Arrays joined along an axis."""
     xp = namespace(arrays[0]) if arrays else np
-    y = xp.concatenate(arrays, axis=axis)
+    y = same_precision(xp.concatenate(arrays, axis=axis), *arrays)
     ends = np.cumsum([a.shape[axis] for a in arrays])[:-1].tolist()
     dtypes = [a.dtype for a in arrays]
 
@@ -70,7 +70,7 @@ def _stack(*arrays: Array, axis: int) -> tuple[Array, Pullback]:
         parts = xp.moveaxis(g, axis, 0)
         return tuple(p.astype(d, copy=False) for p, d in zip(parts, dtypes, strict=True))
 
-    return xp.stack(arrays, axis=axis), pullback
+    return same_precision(xp.stack(arrays, axis=axis), *arrays), pullback
 
 
 @op

@@ -20,7 +20,7 @@ class Case:
 
     def model(self, *, dropout: float = 0.0, dtype: str = "float32", seed: int = 0) -> Any:
         """A model whose gains and biases are not those of a new one, so that each of them matters."""
-        rates = {name: dropout for name in ("dropout", "embedding_dropout", "attention_dropout")}
+        rates = dict.fromkeys(("dropout", "embedding_dropout", "attention_dropout"), dropout)
         model = self.build(
             type(self.config)(**(vars(self.config) | rates)), rng=np.random.default_rng(seed)
         )

@@ -5,8 +5,10 @@ checkpoint-NNNNNN folders, and at the end the model as a folder that transformer
 """
 
 import contextlib
+import difflib
 import hashlib
 import itertools
+import shutil
 import signal
 import threading
 import time
@@ -20,7 +22,14 @@ from typing import Any
 import numpy as np
 
 from ..backend import library, to_numpy
-from ..errors import ConfigError, DataError, NonFiniteError, TinyplmWarning
+from ..errors import (
+    CheckpointError,
+    ConfigError,
+    DataError,
+    MissingFileError,
+    NonFiniteError,
+    TinyplmWarning,
+)
 from ..generate import generate
 from ..hub import save_pretrained
 from ..objectives import OBJECTIVES
@@ -94,33 +103,59 @@ class Finished:
 
 
 def prepare(run: Run, output: Path, *, resumed: int = 0) -> Prepared:
-    """Text, tokenizer, tokens and a new model in the folder; nothing is trained."""
+    """Text, tokenizer, tokens and a new model in the folder; nothing is trained.
+
+    A folder that held nothing is left as it was found if anything goes wrong. A run that is resumed reads the tokens
+    it began with, whatever has become of the text since.
+
+    Raises:
+        ConfigError: settings that do not fit each other, or no such tokenizer.
+        MissingFileError: no such text.
+        DataError: text that cannot be read, or too little of it.
+        CheckpointError: the folder cannot be written.
+    """
     began = time.perf_counter()
-    output.mkdir(parents=True, exist_ok=True)
-    corpus = open_corpus(run.data, encoding=run.encoding, column=run.text_column)
-    tokenizer = _tokenizer(run, corpus, output)
-    tokens = tokenize_corpus(corpus, tokenizer, output / "tokens.bin")
-    training, held_out = _split(tokens, run)
-    rng = np.random.default_rng(run.seed)
     entry = MODELS[run.model]
-    model = entry.build(entry.config(run, tokenizer.vocab_size), rng=rng)
-    xp = library(run.device)
-    if xp is not np:
-        model.load({name: xp.asarray(array) for name, array in model.arrays().items()})
-    windows = Windows(training, length=run.positions, batch=run.batch, seed=run.seed)
-    return Prepared(
-        run=run,
-        output=output,
-        corpus=corpus.description,
-        tokenizer=tokenizer,
-        train_tokens=len(training),
-        validation_tokens=len(held_out),
-        text_bytes=tokens.text_bytes,
-        model=model,
-        resumed=resumed,
-        first_batch=next(windows)["input_ids"],
-        seconds=time.perf_counter() - began,
+    entry.config(run, run.vocab_size)  # refused before anything is written
+    tokens = _kept_tokens(output) if resumed else None
+    corpus = (
+        open_corpus(run.data, encoding=run.encoding, column=run.text_column)
+        if tokens is None
+        else None
     )
+    with _left_as_found(output):
+        try:
+            output.mkdir(parents=True, exist_ok=True)
+            replace_file(output / "run.json", replace(run, output=str(output)).as_json().encode())
+        except OSError as error:
+            raise CheckpointError(
+                f"{output} cannot be written: {error.strerror or error}. Choose another folder with --output."
+            ) from None
+        tokenizer = Tokenizer.load(output) if resumed else _tokenizer(run, corpus, output)
+        if corpus is not None:
+            tokens = tokenize_corpus(corpus, tokenizer, output / "tokens.bin")
+        assert tokens is not None  # kept or made
+        training, held_out = _split(tokens, run)
+        model = entry.build(
+            entry.config(run, tokenizer.vocab_size), rng=np.random.default_rng(run.seed)
+        )
+        xp = library(run.device)
+        if xp is not np:
+            model.load({name: xp.asarray(array) for name, array in model.arrays().items()})
+        windows = Windows(training, length=run.positions, batch=run.batch, seed=run.seed)
+        return Prepared(
+            run=run,
+            output=output,
+            corpus=corpus.description if corpus else f"the tokens kept in {output / 'tokens.bin'}",
+            tokenizer=tokenizer,
+            train_tokens=len(training),
+            validation_tokens=len(held_out),
+            text_bytes=tokens.text_bytes,
+            model=model,
+            resumed=resumed,
+            first_batch=next(windows)["input_ids"],
+            seconds=time.perf_counter() - began,
+        )
 
 
 def pretrain(
@@ -140,20 +175,16 @@ def pretrain(
     """
     began = time.perf_counter()
     output = Path(run.output) if run.output else _free_folder(Path("runs"), run.model)
+    if not resume:
+        _refuse_taken(output)
     saved = checkpoint.load_latest(output) if resume else None
-    if not resume and output.is_dir() and any(output.glob("checkpoint-*")):
-        raise ConfigError(
-            f"{output} already holds a run. --resume goes on with it; another --output starts a new one."
-        )
-    output.mkdir(parents=True, exist_ok=True)
-    replace_file(output / "run.json", replace(run, output=str(output)).as_json().encode())
     ready = prepare(run, output, resumed=saved.step if saved else 0)
     yield ready
 
     model, tokenizer = ready.model, ready.tokenizer
     tokens = TokenFile.open(output / "tokens.bin")
     training, held_out = _split(tokens, run)
-    text = hashlib.sha256(tokens.tokens).hexdigest()
+    text = hashlib.sha256(tokens.tokens.data).hexdigest()
     objective = OBJECTIVES[run.objective or MODELS[run.model].objectives[0]]()
     windows = Windows(training, length=run.positions, batch=run.batch, seed=run.seed)
     optimizer = AdamW(
@@ -166,8 +197,8 @@ def pretrain(
     if saved:
         if saved.state["text"] != text:
             raise DataError(
-                f"{ready.corpus}: not the text that this run began with, so going on would not give the same model. "
-                "Restore the text and its tokenizer, or start a new run with another --output."
+                f"{output / 'tokens.bin'} does not hold the tokens that this run began with, so going on would not give "
+                "the same model. Restore the text and the tokenizer, or start a new run with another --output."
             )
         model.load(_on_device(saved.arrays["model"], run.device))
         optimizer.restore(saved.arrays["optimizer"], saved.state["optimizer"])
@@ -248,17 +279,19 @@ def pretrain(
     )
 
 
-def saved_run(output: str | None, model: str) -> Run:
-    """The settings of the run in a folder, or of the newest of that model under runs/."""
+def saved_run(output: str | None, model: str | None = None) -> Run:
+    """The settings of the run in a folder, or of the newest (of that model) under runs/."""
     if output:
-        return read_saved(Path(output))
-    folders = [path.parent for path in Path("runs").glob(f"{model}*/run.json")]
-    if not folders:
-        raise ConfigError(
-            f"--resume found no run of {model} under runs/. Name its folder with --output, or start one without "
-            "--resume."
-        )
-    return read_saved(max(folders, key=lambda folder: (folder / "run.json").stat().st_mtime))
+        folder = Path(output)
+    else:
+        folders = [path.parent for path in Path("runs").glob(f"{model or ''}*/run.json")]
+        if not folders:
+            raise MissingFileError(
+                f"--resume found no run{f' of {model}' if model else ''} under runs/. Name its folder with --output, "
+                "or start one without --resume."
+            )
+        folder = max(folders, key=lambda folder: (folder / "run.json").stat().st_mtime)
+    return replace(read_saved(folder), output=str(folder))  # the folder may have been moved
 
 
 def _on_device(arrays: dict[str, Any], device: str) -> dict[str, Any]:
@@ -275,20 +308,66 @@ def _free_folder(parent: Path, name: str) -> Path:
     raise AssertionError("unreachable")
 
 
+def _refuse_taken(output: Path) -> None:
+    """Never write over a run, or over a model that is not from here."""
+    if output.exists() and not output.is_dir():
+        raise ConfigError(f"--output {output} is a file; name a new or an empty folder.")
+    if any(output.glob("checkpoint-*")):
+        raise ConfigError(
+            f"{output} already holds a run. --resume goes on with it; another --output starts a new one."
+        )
+    if (output / "config.json").exists() or any(output.glob("*.safetensors")):
+        raise ConfigError(
+            f"{output} already holds a model. Name a new or an empty folder with --output."
+        )
+
+
+@contextlib.contextmanager
+def _left_as_found(output: Path) -> Iterator[None]:
+    """If the block fails, remove what it wrote, provided that there was nothing before."""
+    made = [path for path in (output, *output.parents) if not path.exists()]
+    empty = output in made or not any(output.iterdir())
+    try:
+        yield
+    except BaseException:  # Ctrl-C too
+        if empty:
+            shutil.rmtree(output, ignore_errors=True)
+            for path in made:
+                with contextlib.suppress(OSError):
+                    path.rmdir()
+            if output not in made:
+                output.mkdir(exist_ok=True)
+        raise
+
+
+def _kept_tokens(output: Path) -> TokenFile | None:
+    """The tokens that a run began with; None if they are gone."""
+    try:
+        return TokenFile.open(output / "tokens.bin")
+    except (MissingFileError, DataError):
+        return None
+
+
 def _tokenizer(run: Run, corpus: Any, output: Path) -> Tokenizer:
-    """The run's tokenizer: the one in its folder when resumed, else trained or loaded, and saved there."""
-    if (output / "tokenizer.json").is_file() and any(output.glob("checkpoint-*")):
-        return Tokenizer.load(output)
+    """The run's tokenizer, trained or loaded, and saved in its folder."""
     if run.tokenizer in TOKENIZERS:
+        special: tuple[str, ...] | None = None
+        if run.tokenizer == "chars" and len(list(itertools.islice(corpus.documents(), 2))) < 2:
+            special = ()  # one document needs no token between documents
         tokenizer = Tokenizer.train(
-            TOKENIZERS[run.tokenizer], corpus.documents(), vocab_size=run.vocab_size
+            TOKENIZERS[run.tokenizer],
+            corpus.documents(),
+            vocab_size=run.vocab_size,
+            special_tokens=special,
         )
     elif Path(run.tokenizer).exists():
         tokenizer = Tokenizer.load(Path(run.tokenizer))
     else:
+        near = difflib.get_close_matches(run.tokenizer, TOKENIZERS, n=1)
+        hint = f" Did you mean '{near[0]}'?" if near else ""
         raise ConfigError(
             f"--tokenizer is '{run.tokenizer}', which is neither a file or folder nor one of: "
-            f"{', '.join(TOKENIZERS)}."
+            f"{', '.join(TOKENIZERS)}.{hint}"
         )
     tokenizer.save(output)
     return tokenizer
@@ -329,14 +408,16 @@ def _sample(model: Any, tokenizer: Tokenizer, run: Run) -> str:
         max_new_tokens=room,
         do_sample=True,
         temperature=0.8,
-        top_k=min(50, tokenizer.vocab_size),
+        top_k=50,
         rng=np.random.default_rng(run.seed),
-    )
-    return tokenizer.decode(ids[0, 1:], skip_special=True)
+    )[0, 1:]
+    ends = np.flatnonzero(ids == tokenizer.end_of_text)
+    documents = np.split(ids, ends)
+    return "\n".join(tokenizer.decode(document, skip_special=True) for document in documents)
 
 
 class _Interrupts(contextlib.AbstractContextManager["_Interrupts"]):
-    """Turns the first Ctrl-C, or request to end, into a wish that is granted after the update; the second ends at once."""
+    """Turns the first Ctrl-C, or request to end, into a wish granted after the update; the second ends at once."""
 
     def __init__(self) -> None:
         self.asked = False

@@ -103,6 +103,13 @@ class Run:
         self._at_least("vocab_size", 2)
         for name in ("lr", "min_lr", "weight_decay", "clip"):
             self._at_least(name, 0.0)
+        for name in ("dropout", "beta_1", "beta_2"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ConfigError(
+                    f"{name} is {getattr(self, name)}, expected at least 0 and below 1."
+                )
+        if self.min_lr is not None and self.min_lr > self.lr:
+            raise ConfigError(f"min_lr is {self.min_lr}, above the peak lr={self.lr}; lower it.")
         if not 0 < self.validation < 1:
             raise ConfigError(
                 f"validation is {self.validation}, expected a share of the text between 0 and 1, such as 0.1."
@@ -147,19 +154,24 @@ class Run:
         return json.dumps(dataclasses.asdict(self), indent=2, ensure_ascii=False) + "\n"
 
 
-def from_settings(settings: Mapping[str, Any], where: str) -> Run:
-    """A run from settings by name; a name that does not exist suggests the nearest."""
+def from_settings(settings: Mapping[str, Any], where: str = "") -> Run:
+    """A run from settings by name; a name that does not exist suggests the nearest.
+
+    Args:
+        settings: by the names of the attributes of `Run`.
+        where: they come from, which messages begin with.
+    """
     fields = {field.name for field in dataclasses.fields(Run)}
     for name in settings:
         _known("setting", name, fields, where)
     try:
         return Run(**settings)
     except ConfigError as error:
-        raise ConfigError(f"{where}: {error}") from None
+        raise ConfigError(f"{where}: {error}" if where else str(error)) from None
 
 
 def read_toml(path: Path) -> dict[str, Any]:
-    """Settings of a TOML file, by name with underscores or dashes; a relative data path counts from the file.
+    """Settings of a TOML file, by name with underscores or dashes; relative paths of data count from the file.
 
     Raises:
         MissingFileError: no such file.
@@ -182,7 +194,10 @@ def read_toml(path: Path) -> dict[str, Any]:
             raise ConfigError(
                 f"{path}: {name} is a table or list; settings are plain lines, such as: layers = 4"
             )
-    return {name.replace("-", "_"): value for name, value in settings.items()}
+    settings = {name.replace("-", "_"): value for name, value in settings.items()}
+    if isinstance(settings.get("data"), str):
+        settings["data"] = str(path.parent / settings["data"])
+    return settings
 
 
 def read_saved(folder: Path) -> Run:

@@ -45,7 +45,8 @@ class Sample:
 
     def contiguous(self) -> "Sample":
         """The same with every array in plain row-major order and of its own."""
-        return self.map(lambda x: x.copy(order="C") if isinstance(x, np.ndarray) else x)
+        attributes = {k: _copied(v) for k, v in self.attributes.items()}
+        return Sample(tuple(map(_copied, self.inputs)), attributes)
 
     def map(self, change: Callable[[Any], Any]) -> "Sample":
         """The same with each input changed."""
@@ -105,6 +106,12 @@ def case(
 ) -> None:
     """Register the case of an op."""
     CASES[name] = Case(draw, oracle, keeps, hard)
+
+
+def _copied(x: Any) -> Any:
+    if isinstance(x, tuple):
+        return tuple(map(_copied, x))
+    return x.copy(order="C") if isinstance(x, np.ndarray) else x
 
 
 def is_float_array(x: Any) -> bool:

@@ -60,7 +60,7 @@ class Draw(ABC):
         count = int(np.prod(shape, dtype=int))
         x = self.values(low, high, count).reshape(shape)
         if away:
-            x = x + np.where(x < 0, -away, away)
+            x = np.asarray(x + np.where(x < 0, -away, away))
         return self.arranged(x)
 
     def arranged(self, x: Array) -> Array:

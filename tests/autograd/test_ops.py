@@ -1,0 +1,266 @@
+"""Every op over drawn cases: value, gradient, manners, precision, memory; then its hard inputs."""
+
+import ml_dtypes
+import numpy as np
+import pytest
+from accuracy import assert_near, assert_same_bits, wide
+from hypothesis import given, reject
+from hypothesis import strategies as st
+from strategies import samples
+
+from tinyplm.autograd import OPS, KinkError, Tensor, guard
+from tinyplm.autograd.cases import CASES, Sample
+from tinyplm.autograd.cases.case import is_float_array
+from tinyplm.autograd.gradcheck import check_gradient, check_value
+from tinyplm.errors import GraphError
+
+HALVES = [np.dtype("float16"), np.dtype(ml_dtypes.bfloat16)]
+DTYPES = [np.dtype("float64"), np.dtype("float32"), *HALVES]
+FLOAT32_RATIO = 16.0
+"""How much more float32 may err than the result moves when each input is rounded once."""
+
+
+def over_cases(test):
+    """The test for every op, over samples drawn for it."""
+
+    @pytest.mark.parametrize("name", sorted(CASES))
+    @given(data=st.data())
+    def run(name, data):
+        test(name, data.draw(samples(name), label=name))
+
+    run.__name__ = test.__name__
+    return run
+
+
+def forward(name, sample):
+    return OPS[name].on_arrays(*sample.inputs, **sample.keywords())
+
+
+def parts_of(result):
+    return result if isinstance(result, tuple) else (result,)
+
+
+def incoming(result, dtype=None):
+    """Some gradient of a result, the same for the same shapes."""
+    rng = np.random.default_rng(1)
+    made = tuple(
+        np.asarray(rng.uniform(0.5, 1.5, np.shape(r))).astype(dtype or r.dtype)
+        for r in parts_of(result)
+    )
+    return made if isinstance(result, tuple) else made[0]
+
+
+def outgoing(pullback, g):
+    """The gradients of the inputs, with those made that were put off."""
+    with np.errstate(all="ignore"):
+        given = parts_of(pullback(g))
+        return [x() if callable(x) else x for x in given]
+
+
+def on_tensors(name, sample):
+    """Leaf tensors, result and backward pass by the engine."""
+    inputs = [Tensor(x, requires_grad=True) if is_float_array(x) else x for x in sample.inputs]
+    result = OPS[name](*inputs, **sample.keywords())
+    return inputs, result
+
+
+def go_back(result, g):
+    """Run the backward pass of one result or several."""
+    if isinstance(result, tuple):
+        total = sum(((r * x).sum() for r, x in zip(result, g, strict=True)), start=0.0)
+        total.backward()
+    else:
+        result.backward(g)
+
+
+@over_cases
+def test_the_value_is_the_oracles(name, sample):
+    check_value(name, sample)
+
+
+@over_cases
+def test_the_gradient_is_the_derivative(name, sample):
+    try:
+        check_gradient(name, sample)
+    except KinkError:
+        reject()
+
+
+@over_cases
+def test_nothing_given_is_changed_and_the_pullback_gives_the_same_bits_again(name, sample):
+    arrays = [x for x in sample.inputs if isinstance(x, np.ndarray)]
+    arrays += list(guard.kept(list(sample.attributes.values())))
+    before = [x.tobytes() for x in arrays]
+    result, pullback = forward(name, sample)
+    g = incoming(result)
+    g_before = [x.tobytes() for x in parts_of(g)]
+    first = [None if x is None else np.array(x) for x in outgoing(pullback, g)]
+    second = outgoing(pullback, g)
+    for a, b in zip(first, second, strict=True):
+        assert (a is None) == (b is None)
+        if a is not None:
+            assert a.tobytes() == np.asarray(b).tobytes()
+    assert [x.tobytes() for x in arrays] == before
+    assert [x.tobytes() for x in parts_of(g)] == g_before
+
+
+@over_cases
+def test_results_and_gradients_keep_the_dtype_and_half_precision_is_rounded_once(name, sample):
+    for dtype in DTYPES:
+        narrow = sample.astype(dtype)
+        result, pullback = forward(name, narrow)
+        assert all(r.dtype == dtype for r in parts_of(result))
+        g = incoming(result)
+        gradients = outgoing(pullback, g)
+        for x, gx in zip(narrow.inputs, gradients, strict=False):
+            if is_float_array(x):
+                assert gx.shape == x.shape
+                assert gx.dtype == dtype
+        if dtype in HALVES:
+            result_32, pullback_32 = forward(name, narrow.astype(np.float32))
+            for r, r_32 in zip(parts_of(result), parts_of(result_32), strict=True):
+                assert_same_bits(r, r_32.astype(dtype), f"{dtype} result")
+            g_32 = tuple(x.astype(np.float32) for x in parts_of(g))
+            wider = outgoing(pullback_32, g_32 if isinstance(g, tuple) else g_32[0])
+            for gx, gx_32 in zip(gradients, wider, strict=True):
+                if gx is not None:
+                    assert_same_bits(gx, gx_32.astype(dtype), f"{dtype} gradient")
+
+
+@over_cases
+def test_each_leaf_owns_its_gradient(name, sample):
+    inputs, result = on_tensors(name, sample)
+    g = incoming(result)
+    go_back(result, g)
+    leaves = [x for x in inputs if isinstance(x, Tensor)]
+    others = [x.array for x in leaves] + [r.array for r in parts_of(result)] + list(parts_of(g))
+    others += [x for x in inputs if isinstance(x, np.ndarray)]
+    for i, leaf in enumerate(leaves):
+        assert leaf.grad.flags.writeable
+        assert leaf.grad.shape == leaf.shape
+        rest = others + [x.grad for x in leaves[:i]]
+        assert not any(np.may_share_memory(leaf.grad, x) for x in rest)
+
+
+@over_cases
+def test_strides_do_not_matter(name, sample):
+    for dtype, tolerance in ((np.float64, 1e-12), (np.float32, 1e-5)):
+        strided = sample.astype(dtype)
+        result, pullback = forward(name, strided)
+        plain, plain_pullback = forward(name, strided.contiguous())
+        for a, b in zip(parts_of(result), parts_of(plain), strict=True):
+            assert_near(a, b, tolerance)
+        g = incoming(result)
+        spaced = tuple(np.asfortranarray(np.repeat(x, 2, axis=-1))[..., ::2] if x.ndim else x for x in parts_of(g))
+        spaced_g = spaced if isinstance(g, tuple) else spaced[0]
+        for a, b in zip(outgoing(pullback, spaced_g), outgoing(plain_pullback, g), strict=True):
+            if b is not None:
+                assert_near(a, b, tolerance)
+
+
+@over_cases
+def test_float32_errs_little_more_than_rounding_its_inputs_does(name, sample):
+    single = sample.astype(np.float32)
+    result, pullback = forward(name, single)
+    g = incoming(result)
+    found = [*parts_of(result), *outgoing(pullback, g)]
+
+    def exact(noise=None):
+        def moved(x):
+            x = wide(x)
+            return x if noise is None else x * (1 + np.finfo(np.float32).eps * noise.uniform(-1, 1, x.shape))
+
+        changed = single.map(lambda x: moved(x) if is_float_array(x) else x)
+        r, back = forward(name, changed)
+        given = tuple(moved(x) for x in parts_of(g))
+        return [*parts_of(r), *outgoing(back, given if isinstance(g, tuple) else given[0])]
+
+    truth = exact()
+    rng = np.random.default_rng(2)
+    others = [exact(rng) for _ in range(4)]
+    for i, (x, t) in enumerate(zip(found, truth, strict=True)):
+        if x is None or not t.size:
+            continue
+        t = np.asarray(t)
+        finite = np.isfinite(t)
+        assert_same_bits(np.isfinite(x), finite)
+        moves = max(np.abs(np.asarray(o[i]) - t)[finite].max(initial=0) for o in others)
+        rounding = moves + np.finfo(np.float32).eps * np.abs(t[finite]).max(initial=0)
+        error = np.abs(wide(x) - t)[finite].max(initial=0)
+        assert error <= FLOAT32_RATIO * rounding, f"error {error:.1e}, rounding {rounding:.1e}"
+
+
+def altered(array):
+    """Change an array in place as a careless user might; whether anything changed."""
+    before = array.copy()
+    if array.dtype == bool:
+        array[...] = ~array
+    elif array.dtype.kind in "iu":
+        array[...] = np.roll(array.ravel(), 1).reshape(array.shape)
+    else:
+        array += 0.25
+    return not np.array_equal(before, array)
+
+
+@over_cases
+def test_a_change_in_place_is_noticed_or_does_no_harm(name, sample):
+    sample = sample.contiguous()
+    inputs, result = on_tensors(name, sample)
+    g = incoming(result)
+    go_back(result, g)
+    right = [x.grad for x in inputs if isinstance(x, Tensor)]
+    outside = len(sample.inputs)
+    for place in range(outside + len(sample.attributes)):
+        for early in (True, False):
+            again = sample.contiguous()
+            thing = [*again.inputs, *again.attributes.values()][place]
+            inputs, _ = on_tensors(name, again)
+            target = inputs[place] if place < outside and isinstance(inputs[place], Tensor) else None
+            arrays = [target.data] if target is not None and early else list(guard.kept(thing))
+            result = OPS[name](*inputs, **again.keywords())
+            if target is not None and not early:
+                arrays = [target.data]
+            if not any([altered(a) for a in arrays if a.flags.writeable]):
+                continue
+            try:
+                go_back(result, g)
+            except GraphError as error:
+                assert name in str(error)
+                assert any(str(a.shape) in str(error) for a in arrays) or "(" in str(error)
+                continue
+            left = [x.grad for x in inputs if isinstance(x, Tensor)]
+            for a, b in zip(left, right, strict=True):
+                assert_same_bits(a, b, f"argument {place} changed unnoticed")
+
+
+@over_cases
+def test_the_pullback_keeps_what_is_declared(name, sample):
+    sample = sample.contiguous()
+    _, pullback = forward(name, sample)
+    owners = {id(o): o for o in map(guard.owner_of, guard.kept(pullback))}
+    kept, declared = sum(o.nbytes for o in owners.values()), CASES[name].keeps(sample)
+    if all(getattr(x, "ndim", 1) for x in sample.inputs):
+        assert kept == declared
+    else:  # a result without axes may be a NumPy number, which is no array
+        assert kept <= declared
+
+
+HARD = [(name, hard) for name, case in CASES.items() for hard in case.hard]
+
+
+@pytest.mark.parametrize(("dtype", "relative"), [("float64", 1e-12), ("float32", 1e-6)])
+@pytest.mark.parametrize(("name", "hard"), HARD, ids=[f"{n}: {h.says}" for n, h in HARD])
+def test_hard_inputs_give_what_is_promised(name, hard, dtype, relative):
+    sample = Sample(hard.inputs, hard.attributes).astype(dtype)
+    inputs, result = on_tensors(name, sample)
+    for r, e in zip(parts_of(result), parts_of(hard.value), strict=True):
+        assert r.dtype == dtype
+        assert_near(r.array, e, relative, "value")
+    ones = tuple(np.ones(r.shape) for r in parts_of(result))
+    g = ones if isinstance(result, tuple) else ones[0] if hard.incoming is None else hard.incoming
+    go_back(result, g)
+    for i, (x, e) in enumerate(zip(inputs, hard.gradients, strict=True)):
+        if isinstance(x, Tensor):
+            assert_near(x.grad, e, relative, f"gradient {i}")
+        else:
+            assert e is None

@@ -4,7 +4,10 @@ import inspect
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
+
 from ..errors import DtypeError
+from ..types import Array
 
 
 class Arguments:
@@ -42,3 +45,10 @@ class Arguments:
     def _once(self, name: str, twice: bool) -> None:
         if twice:
             raise DtypeError(f"{self.op} got {name} twice: by place and by name.")
+
+
+def array_of(op: str, numbers: list[Any] | tuple[Any, ...]) -> Array:
+    """Nested lists of numbers as an array, which later changes of the lists do not reach."""
+    if any(hasattr(item, "requires_grad") for item in numbers):
+        raise DtypeError(f"{op} got a list of tensors where it takes a tensor; join them with ops.stack first.")
+    return np.array(numbers)

@@ -18,7 +18,7 @@ from ..backend import is_array, namespace
 from ..errors import DtypeError, GraphError, ShapeError
 from ..types import Array
 from . import guard, modes
-from .arguments import Arguments
+from .arguments import Arguments, array_of
 from .messages import check_finite, describe, explained, is_float, is_numeric
 from .modes import mode
 
@@ -253,6 +253,8 @@ def op(function: Callable[..., Any]) -> Op:
                 arrays.append(
                     x.item()
                 )  # a scalar of NumPy is a number, no reason for another dtype
+            elif x.__class__ is list or x.__class__ is tuple:
+                arrays.append(array_of(name, x))
             else:
                 arrays.append(x)
                 outside = True

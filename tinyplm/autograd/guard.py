@@ -113,6 +113,6 @@ def watch(pullback: Any, result: Any, given: list[Any]) -> dict[int, int] | None
     """
     outside = {id(owner_of(array)) for array in kept(given)}
     for array in kept(result if isinstance(result, tuple) else [result]):
-        if array.base is not None and id(owner_of(array)) in outside:
+        if id(owner_of(array)) in outside:
             expose(array)
     return fingerprints(pullback, outside) if pullback is not None else None

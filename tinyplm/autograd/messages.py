@@ -30,10 +30,10 @@ def explained(name: str, arrays: list[Any], error: Exception) -> Exception:
         return error
     given = ", ".join(map(describe, arrays))
     message = f"{name}: {error} (inputs: {given})"
+    if isinstance(error, ValueError):  # an axis that is not there is an IndexError too
+        return ShapeError(message)
     if isinstance(error, IndexError):
         return IndexError(message)
-    if isinstance(error, ValueError):
-        return ShapeError(message)
     if isinstance(error, TypeError):
         return DtypeError(message)
     error.add_note(f"in {name} of {given}")

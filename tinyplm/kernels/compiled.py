@@ -48,7 +48,7 @@ def exp32(x: Any) -> Any:
     """E to the power x of one float32, without a branch; relative error at most 1.3e-7 in [-87, 88].
 
     x is split as n log 2 + r with |r| <= log(2) / 2; a polynomial of degree 7 gives e^r (coefficients of Cephes'
-    expf), and n goes into the exponent's bits. Below -87 the result is 1.6e-38, above 88 it is 1.7e38.
+    expf), and n goes into the exponent's bits. Below -87 the result is 0, above 88 it is infinite; NaN stays NaN.
     """
     one = np.float32(1)
     y = min(max(x, np.float32(-87)), np.float32(88))
@@ -62,4 +62,7 @@ def exp32(x: Any) -> Any:
     p = p * r + np.float32(5.0000001201e-1)
     p = p * r * r + r + one
     bits = np.int32((np.int32(n) + np.int32(127)) << np.int32(23))
-    return p * bits.view(np.float32) + (x - x)  # the last term lets NaN through
+    e = p * bits.view(np.float32)
+    e = np.float32(0) if x < np.float32(-87) else e
+    e = np.float32(np.inf) if x > np.float32(88) else e
+    return e if x == x else x

@@ -75,12 +75,16 @@ def _forward_loop(x: Array, y: Array) -> None:
 
 
 def _pullback_loop(g: Array, x: Array, out: Array) -> None:
+    # With e = exp(-2 u) and s = 1 / (1 + e), s (1 - s) is s s e, without the cancellation of 1 - s. Beyond 9 the
+    # slope is 0 or 1 to the last bit, and e must stay finite.
     one, c, root = np.float32(1), np.float32(CUBIC), np.float32(2 * ROOT_2_OVER_PI)
-    three = np.float32(3)
+    three, far = np.float32(3), np.float32(9)
     for i in range(x.size):
         v = x[i]
-        s = one / (one + exp32(-root * v * (one + c * v * v)))
-        out[i] = g[i] * (s + v * s * (one - s) * root * (one + three * c * v * v))
+        w = min(max(v, -far), far) if v == v else v
+        e = exp32(-root * w * (one + c * w * w))
+        s = one / (one + e)
+        out[i] = g[i] * (s + w * s * s * e * root * (one + three * c * w * w))
 
 
 @gelu_tanh_forward.variant("numba", library="numpy", when=is_single)

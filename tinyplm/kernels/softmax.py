@@ -73,8 +73,11 @@ def _score_loop(s: Array, scale: Any, first: int) -> None:
                 row[j] *= scale
             for j in range(seen):
                 top = max(top, row[j])
-            if top == low:
-                row[:] = np.float32(0)
+            if top == low:  # nothing was seen that is larger: minus infinities only, or NaN
+                blank = np.float32(0)
+                for j in range(seen):
+                    blank = blank if row[j] == row[j] else row[j]
+                row[:] = blank
                 continue
             total = np.float32(0)
             for j in range(seen):
@@ -119,7 +122,7 @@ def _numba_scores_pullback() -> Any:
         return None
 
     def pullback(g_GTS: Array, p_GTS: Array, scale: float) -> None:
-        S = g_GTS.shape[-1]
-        loop(g_GTS.reshape(-1, S), p_GTS.reshape(-1, S), np.float32(scale))
+        G, T, S = g_GTS.shape
+        loop(g_GTS.reshape(G * T, S), p_GTS.reshape(G * T, S), np.float32(scale))
 
     return pullback

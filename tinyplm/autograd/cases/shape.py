@@ -40,7 +40,7 @@ case(
     _reshaped,
     nothing,
     Hard("a single value to no axes", (A([[5.0]]),), A(5.0), (A([[1.0]]),), {"shape": ()}),
-    Hard("of a transposed array, in row-major order", (A([[1.0, 2.0], [3.0, 4.0]]).T,), A([1.0, 3.0, 2.0, 4.0]), (A([[1.0, 3.0], [2.0, 4.0]]),), {"shape": 4}, A([1.0, 2.0, 3.0, 4.0])),
+    Hard("of a transposed array, in row-major order", (A([[1.0, 2.0], [3.0, 4.0]]).T,), A([1.0, 3.0, 2.0, 4.0]), (A([[1.0, 2.0], [3.0, 4.0]]),), {"shape": 4}, A([1.0, 2.0, 3.0, 4.0])),
 )  # fmt: skip
 
 

@@ -21,7 +21,7 @@ def _plain(y: Any, a: Any, b: Any) -> int:
     if y.dtype.kind != "f" or y.__class__ is not a.__class__:
         return 0
     if b.__class__ is float or b.__class__ is int:
-        return 1 if y.dtype is a.dtype else 0
+        return 1 if y.dtype is a.dtype and y.dtype.itemsize > 2 else 0  # halves round b first
     return 2 if b.__class__ is a.__class__ and alike(a, b) else 0
 
 

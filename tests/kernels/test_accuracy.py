@@ -1,0 +1,131 @@
+"""Kernels against float64, and every variant against its definition."""
+
+import math
+
+import numpy as np
+import pytest
+from accuracy import as_accurate_as, assert_near, outputs, wide
+from kernel_cases import KERNEL_CASES, SHAPES
+
+from tinyplm.kernels.compiled import exp32, jit
+from tinyplm.kernels.erf import erf
+from tinyplm.kernels.registry import KERNELS
+
+VARIANTS = [(name, v) for name, k in KERNELS.items() for v in k.variants if v.library == "numpy"]
+IDS = [f"{name}-{v.name}" for name, v in VARIANTS]
+shapes = pytest.mark.parametrize("shape", SHAPES, ids=str)
+
+
+@shapes
+@pytest.mark.parametrize("name", sorted(KERNEL_CASES))
+def test_the_definition_in_float32_is_within_rounding_of_float64(name, shape):
+    """An error of 32 units in the last place of the largest value is allowed, for sums of up to 1,000 terms."""
+    case, define = KERNEL_CASES[name], KERNELS[name].definition
+    single = case.arguments(*shape, np.float32)
+    double = tuple(a.astype(np.float64) if np.asarray(a).dtype == np.float32 else a for a in single)
+    exact, found = case.call(define, *double), case.call(define, *single)
+    for e, f in zip(exact, found, strict=True):
+        scale = max(1.0, np.abs(e).max(initial=0))
+        assert f.shape == e.shape
+        error = np.abs(wide(f) - e).max(initial=0)
+        assert error <= 32 * np.finfo(np.float32).eps * scale
+
+
+@shapes
+@pytest.mark.parametrize(("name", "variant"), VARIANTS, ids=IDS)
+def test_a_variant_is_as_accurate_as_the_definition(name, variant, shape):
+    case = KERNEL_CASES[name]
+    arguments = case.arguments(*shape, np.float32)
+    if variant.function is None:
+        pytest.skip("cannot be built here")
+    assert variant.when(*arguments)
+    as_accurate_as(
+        lambda *a: case.call(KERNELS[name].definition, *a),
+        lambda *a: case.call(variant.function, *a),
+        *arguments,
+    )
+
+
+@pytest.mark.parametrize(("name", "variant"), VARIANTS, ids=IDS)
+def test_a_variant_that_wants_plain_float32_leaves_other_arrays_to_the_definition(name, variant):
+    case = KERNEL_CASES[name]
+    assert not variant.when(*case.arguments(3, 7, np.float64))
+    single = case.arguments(6, 8, np.float32)
+    first = np.repeat(single[0], 2, axis=-1)[..., ::2]
+    assert not variant.when(first, *single[1:])
+    plain = case.call(KERNELS[name], *single)
+    strided = case.call(KERNELS[name], first, *single[1:])
+    for a, b in zip(outputs(plain), outputs(strided), strict=True):
+        assert_near(a, b, 1e-5)
+
+
+@pytest.mark.parametrize(("name", "variant"), VARIANTS, ids=IDS)
+def test_a_variant_gives_the_same_bits_again_and_changes_no_input(name, variant):
+    case = KERNEL_CASES[name]
+    if variant.function is None:
+        pytest.skip("cannot be built here")
+    arguments = case.arguments(5, 33, np.float32)
+    own = [a.copy() if isinstance(a, np.ndarray) else a for a in arguments]
+    first, again = (case.call(variant.function, *arguments) for _ in range(2))
+    assert [a.tobytes() for a in first] == [a.tobytes() for a in again]
+    variant.function(*own)
+    for i, (a, b) in enumerate(zip(own, arguments, strict=True)):
+        if i not in case.in_place and isinstance(a, np.ndarray):
+            assert a.tobytes() == b.tobytes()
+
+
+def test_erf_is_within_two_units_in_the_last_place():
+    x = np.concatenate([np.linspace(-7, 7, 20_001), np.geomspace(1e-300, 1, 500), [0.84375, 1.25, 1 / 0.35, 6.0]])
+    right = np.array([math.erf(v) for v in x])
+    assert (np.abs(erf(x) - right) <= 2 * np.spacing(np.abs(right))).all()
+
+
+def test_erf_in_float32_is_the_float64_value_rounded():
+    x = np.linspace(-5, 5, 10_001, dtype=np.float32)
+    right = np.array([math.erf(v) for v in x.tolist()])
+    assert erf(x).dtype == np.float32
+    assert (erf(x) == right.astype(np.float32)).mean() > 0.999
+    assert (np.abs(wide(erf(x)) - right) <= np.spacing(np.abs(right).astype(np.float32))).all()
+
+
+def test_erf_has_its_limits_and_signs():
+    x = np.array([np.inf, -np.inf, 0.0, -0.0, np.nan, 5e-324])
+    y = erf(x)
+    assert y[:2].tolist() == [1.0, -1.0]
+    assert np.signbit(y).tolist()[2:4] == [False, True]
+    assert np.isnan(y[4])
+    assert y[5] >= 0
+
+
+@pytest.fixture(scope="module")
+def compiled_exp():
+    def loop(x, y):
+        for i in range(x.size):
+            y[i] = exp32(x[i])
+
+    numba = pytest.importorskip("numba")
+    assert jit(_unused, exp32) is not None  # makes exp32 known to Numba
+    function = numba.njit(loop)
+
+    def run(x):
+        y = np.empty_like(x)
+        function(x, y)
+        return y
+
+    return run
+
+
+def _unused(x):
+    x[:] = 0
+
+
+def test_the_compiled_exponential_is_within_two_units_in_the_last_place(compiled_exp):
+    x = np.linspace(-87, 88, 200_001, dtype=np.float32)
+    right = np.exp(x.astype(np.float64))
+    assert (np.abs(compiled_exp(x) / right - 1)).max() <= 2 * np.finfo(np.float32).eps
+
+
+def test_the_compiled_exponential_has_its_limits(compiled_exp):
+    x = np.array([-np.inf, -1e30, -88, 0, 89, 1e30, np.inf, np.nan], np.float32)
+    assert compiled_exp(x)[:-1].tolist() == [0, 0, 0, 1, np.inf, np.inf, np.inf]
+    assert np.isnan(compiled_exp(x)[-1])

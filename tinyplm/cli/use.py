@@ -1,0 +1,217 @@
+"""`tinyplm generate` and `tinyplm evaluate`: what a trained model is good for."""
+
+import argparse
+import sys
+from typing import Any
+
+from .console import Console
+from .parser import UsageError, count, natural, not_negative, number
+
+
+def add(verbs: Any) -> None:
+    """Add the verbs."""
+    parser = verbs.add_parser(
+        "generate",
+        help="let a model go on from a prompt",
+        description="Go on from a prompt, token by token. Without a prompt the model begins a text.",
+        example='tinyplm generate runs/gpt2 --prompt "The list is" --max-new-tokens 80 --temperature 0.8',
+    )
+    parser.add_argument(
+        "dir", metavar="DIR", help="folder of a model, or of a run, finished or not"
+    )
+    parser.add_argument("--prompt", metavar="TEXT", default="", help="what to go on from")
+    parser.add_argument(
+        "--max-new-tokens", metavar="N", type=count, default=100, help="(default: 100)"
+    )
+    parser.add_argument(
+        "--temperature",
+        metavar="X",
+        type=not_negative,
+        default=0.8,
+        help="below 1 likelier, above 1 wilder; 0 is --greedy (default: 0.8)",
+    )
+    parser.add_argument(
+        "--top-k",
+        metavar="N",
+        type=natural,
+        default=50,
+        help="draw from the N most probable tokens; 0 for all (default: 50)",
+    )
+    parser.add_argument(
+        "--top-p",
+        metavar="X",
+        type=number,
+        default=1.0,
+        help="draw from the most probable tokens that hold this share (default: 1)",
+    )
+    parser.add_argument(
+        "--num-beams",
+        metavar="N",
+        type=count,
+        default=1,
+        help="search with N beams for the most probable text; nothing is drawn",
+    )
+    parser.add_argument(
+        "--repetition-penalty",
+        metavar="X",
+        type=number,
+        default=1.0,
+        help="above 1 makes tokens that came before less likely (default: 1)",
+    )
+    parser.add_argument(
+        "--seed",
+        metavar="N",
+        type=natural,
+        default=0,
+        help="another gives another text (default: 0)",
+    )
+    parser.add_argument("--greedy", action="store_true", help="always take the most probable token")
+    parser.add_argument("--json", action="store_true", help="print the result as one JSON object")
+    parser.set_defaults(run=generate, parser=parser)
+
+    parser = verbs.add_parser(
+        "evaluate",
+        help="measure how well a model predicts a text",
+        description="Nats per token, perplexity and bits per byte of a text, read with a window that slides.",
+        example="tinyplm evaluate runs/gpt2 --data other.txt",
+    )
+    parser.add_argument(
+        "dir", metavar="DIR", help="folder of a model, or of a run, finished or not"
+    )
+    parser.add_argument(
+        "--data",
+        metavar="PATH",
+        help="a file or folder of text; for a run, what it held out when not given",
+    )
+    parser.add_argument(
+        "--stride",
+        metavar="N",
+        type=count,
+        help="tokens from one window to the next; fewer is slower and better (default: half the positions)",
+    )
+    parser.add_argument(
+        "--encoding", metavar="NAME", default="utf-8", help="of the text (default: utf-8)"
+    )
+    parser.add_argument("--text-column", metavar="NAME", help="of .csv, .tsv and .jsonl files")
+    parser.add_argument("--json", action="store_true", help="print the result as one JSON object")
+    parser.set_defaults(run=evaluate, parser=parser)
+
+
+def generate(args: argparse.Namespace, console: Console) -> int:
+    """Print a prompt and what the model makes of it, as it comes."""
+    import numpy as np
+
+    from ..recipes.generate_text import generate_text
+
+    greedy = args.greedy or args.temperature == 0 or args.num_beams > 1
+    if not 0 < args.top_p <= 1:
+        raise UsageError(f"--top-p is {args.top_p}, expected above 0 and at most 1.")
+    trained = _open(args.dir, console)
+    stream = not console.json and args.num_beams == 1
+
+    def write(text: str) -> None:
+        sys.stdout.write(text)
+        sys.stdout.flush()
+
+    started = False
+
+    def write_first(text: str) -> None:
+        # The prompt is printed with the first piece, so that an error stands alone.
+        nonlocal started
+        write(text if started else args.prompt + text)
+        started = True
+
+    slides: list[tuple[int, int]] = []
+    try:
+        made = generate_text(
+            trained,
+            args.prompt,
+            max_new_tokens=args.max_new_tokens,
+            rng=None if greedy else np.random.default_rng(args.seed),
+            num_beams=args.num_beams,
+            on_text=write_first if stream else None,
+            on_slide=lambda *numbers: slides.append(numbers),
+            temperature=args.temperature or 1.0,
+            top_k=args.top_k,
+            top_p=args.top_p,
+            repetition_penalty=args.repetition_penalty,
+        )
+    finally:
+        if started:
+            write("\n")
+    if not started:
+        console.result(args.prompt + made.text)
+    for positions, kept in slides:
+        console.say(
+            f"The text outgrew the model's {positions:,} positions: from there on it was written from the "
+            f"last {kept:,} to {positions:,} tokens."
+        )
+    console.value(
+        {
+            "prompt": args.prompt,
+            "text": made.text,
+            "prompt_tokens": made.prompt_tokens,
+            "new_tokens": len(made.ids),
+            "ids": made.ids,
+            "ended": made.ended,
+            "slid": made.slid,
+        }
+    )
+    return 0
+
+
+def evaluate(args: argparse.Namespace, console: Console) -> int:
+    """Print how well a model predicts a text."""
+    from ..recipes.evaluate import evaluate as recipe
+
+    trained = _open(args.dir, console)
+    total = 0
+
+    def start(text: str, tokens: int) -> None:
+        nonlocal total
+        total = tokens
+        console.say(f"text       {text}\ntokens     {tokens:,}")
+
+    def progress(done: int) -> None:
+        if sys.stderr.isatty():
+            end = "\r" if done < total else "\r    \r"
+            print(f"{100 * done // total:3} %", end=end, file=sys.stderr, flush=True)
+
+    found = recipe(
+        trained,
+        args.data,
+        held_out_of=args.dir,
+        stride=args.stride,
+        encoding=args.encoding,
+        text_column=args.text_column,
+        on_start=start,
+        on_progress=progress,
+    )
+    score = found.score
+    console.result(
+        f"{score.nats:.4f} nats per token, perplexity {score.perplexity:,.4g}, "
+        f"{score.bits_per_byte:.4f} bits per byte\n"
+        f"{score.tokens:,} tokens, {score.bytes:,} bytes; windows of {found.window:,} tokens, {found.stride:,} apart"
+    )
+    console.value(
+        {
+            "nats_per_token": score.nats,
+            "perplexity": score.perplexity,
+            "bits_per_byte": score.bits_per_byte,
+            "tokens": score.tokens,
+            "bytes": score.bytes,
+            "window": found.window,
+            "stride": found.stride,
+            "text": found.text,
+        }
+    )
+    return 0
+
+
+def _open(path: str, console: Console) -> Any:
+    from ..recipes.trained import open_trained
+
+    trained = open_trained(path)
+    if trained.unfinished:
+        console.say(f"This run has not ended; its newest checkpoint is used: {trained.unfinished}.")
+    return trained

@@ -1,0 +1,159 @@
+"""What this machine has for the work: versions, linear algebra, memory, graphics card, and two measured speeds."""
+
+import contextlib
+import ctypes
+import importlib.metadata
+import os
+import platform
+import sys
+import time
+from collections.abc import Callable, Iterator
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .. import __version__
+
+LIBRARIES = ("numpy", "tokenizers", "safetensors", "ml_dtypes")
+EXTRAS = {"numba": "fast", "matplotlib": "plot", "cupy": "cuda12 or cuda13", "mpi4py": "mpi"}
+_CUPY = ("cupy", "cupy-cuda12x", "cupy-cuda13x")
+
+
+def doctor() -> dict[str, Any]:
+    """All of it, as values for JSON; nothing heavy is imported, and the card is asked through its driver alone."""
+    return {
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "versions": {"tinyplm": __version__} | {name: _version(name) for name in LIBRARIES},
+        "extras": {name: _version(name) if find_spec(name) else None for name in EXTRAS},
+        "cores": cores(),
+        "memory_bytes": memory(),
+        "blas": blas(),
+        "cpu_features": cpu_features(),
+        "cuda": cuda(),
+        "matmul_gflops": matmul_speed(),
+        "copy_gigabytes_per_second": copy_speed(),
+    }
+
+
+def _version(name: str) -> str | None:
+    for distribution in _CUPY if name == "cupy" else (name,):
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            return importlib.metadata.version(distribution)
+    return None
+
+
+def cores() -> int:
+    """Cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def memory() -> int | None:
+    """Bytes of main memory, or of the container's share; None where the system does not say."""
+    total: int | None = None
+    if sys.platform == "win32":
+        status = _WindowsMemory()
+        status.length = ctypes.sizeof(status)
+        if ctypes.windll.kernel32.GlobalMemoryStatusEx(ctypes.byref(status)):
+            total = int(status.total)
+    else:
+        with contextlib.suppress(ValueError, OSError):
+            total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    for limit in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
+        with contextlib.suppress(OSError, ValueError):
+            share = int(Path(limit).read_text(encoding="ascii"))
+            total = share if total is None else min(total, share)
+    return total
+
+
+class _WindowsMemory(ctypes.Structure):
+    _fields_ = (
+        ("length", ctypes.c_ulong),
+        ("load", ctypes.c_ulong),
+        ("total", ctypes.c_ulonglong),
+        *((f"other_{i}", ctypes.c_ulonglong) for i in range(6)),
+    )
+
+
+def blas() -> dict[str, Any]:
+    """NumPy's library of linear algebra, and the threads it runs; None where it does not say."""
+    built = np.show_config(mode="dicts")["Build Dependencies"]["blas"]
+    found = {"name": built.get("name"), "version": built.get("version"), "threads": None}
+    for library in _openblas():
+        for suffix in ("64_", ""):
+            for prefix in ("scipy_openblas", "openblas"):
+                count = getattr(library, f"{prefix}_get_num_threads{suffix}", None)
+                if count is not None:
+                    count.restype = ctypes.c_int
+                    return found | {"threads": int(count())}
+    return found
+
+
+def _openblas() -> Iterator[ctypes.CDLL]:
+    """The copies of OpenBLAS that NumPy's own wheels bring, which are loaded already."""
+    package = Path(np.__file__).parent
+    for folder in (package.parent / "numpy.libs", package / ".dylibs", package / ".libs"):
+        for path in sorted(folder.glob("*openblas*")):
+            with contextlib.suppress(OSError):
+                yield ctypes.CDLL(str(path))
+
+
+def cpu_features() -> list[str]:
+    """Vector instructions that NumPy found and uses."""
+    extensions = np.show_config(mode="dicts").get("SIMD Extensions", {})
+    return [*extensions.get("baseline", ()), *extensions.get("found", ())]
+
+
+def cuda() -> dict[str, Any]:
+    """The driver's CUDA version, the names of the cards, and the extra that fits; all empty without a driver."""
+    nothing: dict[str, Any] = {"driver": None, "cards": [], "extra": None}
+    try:
+        driver = ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
+    except OSError:
+        return nothing
+    version, count = ctypes.c_int(), ctypes.c_int()
+    if driver.cuInit(0) or driver.cuDriverGetVersion(ctypes.byref(version)):
+        return nothing
+    driver.cuDeviceGetCount(ctypes.byref(count))
+    cards = []
+    for i in range(count.value):
+        device, name = ctypes.c_int(), ctypes.create_string_buffer(128)
+        if not driver.cuDeviceGet(ctypes.byref(device), i):
+            driver.cuDeviceGetName(name, len(name), device)
+            cards.append(name.value.decode(errors="replace"))
+    major, minor = version.value // 1000, version.value % 1000 // 10
+    return {"driver": f"{major}.{minor}", "cards": cards, "extra": fitting_extra(major)}
+
+
+def fitting_extra(major: int) -> str | None:
+    """The extra for a driver of this CUDA version; newer drivers run older versions too."""
+    return "cuda13" if major >= 13 else "cuda12" if major == 12 else None
+
+
+def matmul_speed(size: int = 1_024) -> float:
+    """Billions of operations a second in a product of two square float32 matrices."""
+    a = np.random.default_rng(0).standard_normal((size, size), dtype=np.float32)
+    out = np.empty_like(a)
+    return 2 * size**3 / _fastest(lambda: np.matmul(a, a, out=out)) / 1e9
+
+
+def copy_speed(megabytes: int = 64) -> float:
+    """Gigabytes a second that a copy reads and writes, in arrays larger than most caches."""
+    source = np.ones(megabytes * 250_000, np.float32)
+    target = np.empty_like(source)
+    return 2 * source.nbytes / _fastest(lambda: np.copyto(target, source)) / 1e9
+
+
+def _fastest(work: Callable[[], Any], repeats: int = 5) -> float:
+    """Seconds of the fastest of a few runs after one to warm up."""
+    work()
+    seconds = []
+    for _ in range(repeats):
+        began = time.perf_counter()
+        work()
+        seconds.append(time.perf_counter() - began)
+    return min(seconds)

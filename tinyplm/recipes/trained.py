@@ -1,0 +1,57 @@
+"""A trained model with its tokenizer, from whatever folder holds one."""
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from ..errors import CheckpointError, MissingFileError
+from ..hub import load
+from ..text import Tokenizer
+from ..train import checkpoint
+from .models import MODELS
+from .run import read_saved
+
+
+class Trained(NamedTuple):
+    """A model and its tokenizer.
+
+    Attributes:
+        model: ready to use.
+        tokenizer: the one it was trained with.
+        unfinished: what is known of a run that has not ended, such as "step 200 of 400"; None otherwise.
+    """
+
+    model: Any
+    tokenizer: Tokenizer
+    unfinished: str | None
+
+
+def open_trained(path: str | Path) -> Trained:
+    """The model in a model folder, in the folder of a run, finished or not, or in one checkpoint of a run.
+
+    Raises:
+        MissingFileError: no such folder, or no model or tokenizer in it.
+        CheckpointError, ConfigError: a file is damaged or of another kind.
+    """
+    folder = Path(path)
+    if (folder / "manifest.json").is_file() and (folder.parent / "run.json").is_file():
+        return _from_checkpoint(folder.parent, checkpoint.load(folder))
+    if (folder / "run.json").is_file() and not (folder / "config.json").is_file():
+        saved = checkpoint.load_latest(folder)
+        if saved is None:
+            raise MissingFileError(
+                f"The run in {folder} was stopped before its first checkpoint, so there is no model yet. "
+                f"Go on with: tinyplm pretrain --resume --output {folder}"
+            )
+        return _from_checkpoint(folder, saved)
+    return Trained(load(folder).model, Tokenizer.load(folder), None)
+
+
+def _from_checkpoint(folder: Path, saved: checkpoint.Checkpoint) -> Trained:
+    run, tokenizer = read_saved(folder), Tokenizer.load(folder)
+    entry = MODELS[run.model]
+    model = entry.build(entry.config(run, tokenizer.vocab_size), rng=None)
+    if "model" not in saved.arrays:
+        raise CheckpointError(f"{saved.path} holds no model, so it is no checkpoint of a run.")
+    model.load(saved.arrays["model"])
+    unfinished = f"step {saved.step:,} of {run.steps:,}" if saved.step < run.steps else None
+    return Trained(model, tokenizer, unfinished)

@@ -46,7 +46,7 @@ def run(options: Options) -> Iterator[Record]:
     settings["device"] = "cpu"
     chosen = from_settings(settings, str(config))
     if chosen.data is None:
-        raise ConfigError("shakespeare needs a text: --data FILE.")
+        raise ConfigError("No text to train on; name one: --data FILE.")
     if chosen.model != "gpt2" or chosen.dropout or chosen.accumulate != 1:
         raise ConfigError(
             f"{config}: the PyTorch side is a GPT-2 without dropout and accumulation; found model={chosen.model}, "

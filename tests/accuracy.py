@@ -24,7 +24,7 @@ def assert_near(a, b, relative, what=""):
     np.testing.assert_allclose(a, b, rtol=relative, atol=relative * scale, err_msg=what)
 
 
-def as_accurate_as(reference, variant, *arrays, slack=2.0, floor=2 * np.finfo(np.float32).eps):
+def as_accurate_as(reference, variant, *arrays, slack=2.0, floor=2.4e-7):
     """The variant errs at most slack times as much as the reference does at the same precision.
 
     floor: of the largest value; two units in the last place, as the reference may be right by luck.

@@ -127,7 +127,9 @@ KERNEL_CASES = {
         lambda rng, R, C: (_rows(rng, R, C), *rng.standard_normal((2, C)), 1e-5)
     ),
     "layer_norm_pullback": KernelCase(_normalised),
-    "rms_norm_forward": KernelCase(lambda rng, R, C: (_rows(rng, R, C), rng.standard_normal(C), 1e-6)),
+    "rms_norm_forward": KernelCase(
+        lambda rng, R, C: (_rows(rng, R, C), rng.standard_normal(C), 1e-6)
+    ),
     "rms_norm_pullback": KernelCase(_normalised),
     "cross_entropy_forward": KernelCase(
         lambda rng, R, C: (_rows(rng, R, C), _labels(rng, R, C), 0.1)

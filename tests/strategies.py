@@ -20,7 +20,9 @@ class HypothesisDraw(Draw):
 
     def values(self, low, high, count):
         if count > FEW:
-            return np.random.default_rng(self.draw(st.integers(0, 1 << 32))).uniform(low, high, count)
+            return np.random.default_rng(self.draw(st.integers(0, 1 << 32))).uniform(
+                low, high, count
+            )
         inside = st.integers(int(np.ceil(low * GRID)), int(np.floor(high * GRID)))
         return np.array(self.draw(st.lists(inside, min_size=count, max_size=count)), float) / GRID
 

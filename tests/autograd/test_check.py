@@ -50,7 +50,9 @@ def _no_ops_left_behind():
         lambda g, x: g * np.nan,
         lambda g, x: (g * 3 * x**2)[::-1],
     ],
-    ids="factor sign third power zero offset scale no_g nan reversed".split(),
+    ids=[
+        *("factor", "sign", "third", "power", "zero", "offset", "scale", "no_g", "nan", "reversed"),
+    ],
 )
 def test_wrong_slopes_are_found(slope):
     with pytest.raises(GradientError, match="relative error"):
@@ -69,7 +71,9 @@ def test_the_message_says_where_and_how_much():
         gx[1, 2] *= 1.5
         return gx
 
-    with pytest.raises(GradientError, match=r"at \[1, 2\] of input 0, of shape \(2, 3\): .*e-01, allowed 1e-06"):
+    with pytest.raises(
+        GradientError, match=r"at \[1, 2\] of input 0, of shape \(2, 3\): .*e-01, allowed 1e-06"
+    ):
         check_grad(cube(slope), np.ones((2, 3)))
 
 
@@ -104,7 +108,9 @@ def test_a_mean_in_place_of_a_sum_is_found():
         check_grad(plus, grid(3, 2), grid(2))
 
 
-@pytest.mark.parametrize("made", [lambda g: g[None], lambda g: g.sum(), lambda g: g.astype(np.float32)])
+@pytest.mark.parametrize(
+    "made", [lambda g: g[None], lambda g: g.sum(), lambda g: g.astype(np.float32)]
+)
 def test_a_gradient_of_another_shape_or_dtype_is_found(made):
     with pytest.raises((GradientError, ValueError)):
         check_grad(cube(lambda g, x: made(g * 3 * x**2)), grid(3))
@@ -251,7 +257,9 @@ def test_several_inputs_and_outputs():
 def test_integers_and_booleans_pass_unchecked():
     ids, mask = np.array([0, 2]), np.array([True, False])
     found = check_grad(
-        lambda table, ids, mask: ops.masked_fill(ops.take_rows(table, ids), mask[:, None], value=0.0),
+        lambda table, ids, mask: ops.masked_fill(
+            ops.take_rows(table, ids), mask[:, None], value=0.0
+        ),
         *(grid(3, 2), ids, mask),
     )
     assert found.derivatives == 6

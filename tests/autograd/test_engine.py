@@ -286,7 +286,10 @@ def test_an_error_within_backward_leaves_the_leaves_without_a_gradient():
         (lambda: ops.attention(grid(2, 3), grid(2, 4), grid(2, 3)), [r"\(2, 3\)", r"\(2, 4\)"]),
         (lambda: Tensor(grid(5)).split(2), ["5", "2"]),
         (lambda: Tensor(grid(2, 3)).reshape(4), [r"\(2, 3\)"]),
-        (lambda: ops.scatter_add(grid(2, 3), np.array([0]), grid(1, 2)), [r"\(2, 3\)", r"\(1, 2\)"]),
+        (
+            lambda: ops.scatter_add(grid(2, 3), np.array([0]), grid(1, 2)),
+            [r"\(2, 3\)", r"\(1, 2\)"],
+        ),
         (lambda: ops.pad(grid(2, 3), widths=[(1, 1)]), ["1 pairs", "2 axes"]),
         (lambda: ops.masked_fill(grid(2), np.zeros(3, bool), value=0.0), [r"\(2,\)"]),
     ],
@@ -396,7 +399,7 @@ def test_lists_are_copied_so_that_later_changes_do_no_harm():
 
 
 def test_a_list_of_tensors_is_refused_lest_their_gradients_get_lost():
-    with pytest.raises(DtypeError, match="ops.stack"):
+    with pytest.raises(DtypeError, match=r"ops\.stack"):
         ops.add(leaf(1.0, 2.0), [leaf(1.0), leaf(2.0)])
 
 
@@ -471,13 +474,10 @@ def test_in_place_arithmetic_is_noticed():
 
 
 def test_an_announced_write_is_noticed():
-    w = Tensor(grid(3, 2), requires_grad=True)
-    y = ops.linear(Tensor(grid(4, 3)), w).sum()
-    w.write()[...] = 0.0
+    x, w = Tensor(grid(4, 3), requires_grad=True), Tensor(grid(3, 2), requires_grad=True)
+    y = ops.linear(x, w).sum()
+    w.write()[...] = 1.0
     with pytest.raises(GraphError, match=r"linear.*\(3, 2\)"):
-        x = Tensor(grid(4, 3), requires_grad=True)
-        y = ops.linear(x, w).sum()
-        w.write()[...] = 1.0
         y.backward()
 
 
@@ -529,15 +529,8 @@ def test_a_change_of_an_attention_mask_is_noticed():
     mask = np.array([[True, True], [True, False]])
     y = ops.attention(q, grid(2, 3, seed=1), grid(2, 3, seed=2), mask=mask).sum()
     mask[...] = True
-    try:
+    with pytest.raises(GraphError, match="attention"):
         y.backward()
-    except GraphError as error:
-        assert "attention" in str(error)
-    else:  # the mask was not needed any more
-        changed, q.grad = q.grad, None
-        mask[...] = [[True, True], [True, False]]
-        ops.attention(q, grid(2, 3, seed=1), grid(2, 3, seed=2), mask=mask).sum().backward()
-        assert_same_bits(changed, q.grad)
 
 
 def test_a_change_of_an_operand_that_is_an_array_is_noticed():
@@ -623,11 +616,15 @@ def test_nothing_is_recorded_under_no_grad():
 
 
 def test_no_grad_nests_and_survives_errors():
-    with pytest.raises(KeyError), no_grad():
+    def fails():
         with no_grad():
-            pass
-        assert not recording()
-        raise KeyError
+            with no_grad():
+                pass
+            assert not recording()
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        fails()
     assert recording()
 
 

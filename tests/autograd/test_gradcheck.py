@@ -93,7 +93,9 @@ def test_an_op_that_never_has_a_derivative_is_given_up(monkeypatch):
     import numpy as np
 
     plain = CASES["abs"]
-    monkeypatch.setitem(CASES, "abs", Case(lambda d: Sample((np.zeros(1),)), plain.oracle, plain.keeps))
+    monkeypatch.setitem(
+        CASES, "abs", Case(lambda d: Sample((np.zeros(1),)), plain.oracle, plain.keeps)
+    )
     (record,) = run(["abs"], cases=3)
     assert "31 of 31 cases have no derivative" in record.failure
 
@@ -117,7 +119,9 @@ def test_drawing_needs_neither_hypothesis_nor_the_tests():
         "from tinyplm.autograd.gradcheck import run\n"
         "print(next(run(['exp'], cases=1)).failure)"
     )
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
     assert result.stdout.strip() == "None"
 
 
@@ -136,4 +140,14 @@ def test_draws_cover_every_kind_of_array():
         seen |= {"broadcast"} if x.size > 1 and 0 in x.strides else set()
         seen |= {"plain"} if x.flags.c_contiguous else {"strided"}
         seen |= {"transposed"} if x.flags.f_contiguous and not x.flags.c_contiguous else set()
-    assert seen == {"0-d", "empty", "one", "long", "negative", "broadcast", "plain", "strided", "transposed"}
+    assert seen == {
+        "0-d",
+        "empty",
+        "one",
+        "long",
+        "negative",
+        "broadcast",
+        "plain",
+        "strided",
+        "transposed",
+    }

@@ -75,7 +75,9 @@ def test_a_variant_gives_the_same_bits_again_and_changes_no_input(name, variant)
 
 
 def test_erf_is_within_two_units_in_the_last_place():
-    x = np.concatenate([np.linspace(-7, 7, 20_001), np.geomspace(1e-300, 1, 500), [0.84375, 1.25, 1 / 0.35, 6.0]])
+    x = np.concatenate(
+        [np.linspace(-7, 7, 20_001), np.geomspace(1e-300, 1, 500), [0.84375, 1.25, 1 / 0.35, 6.0]]
+    )
     right = np.array([math.erf(v) for v in x])
     assert (np.abs(erf(x) - right) <= 2 * np.spacing(np.abs(right))).all()
 

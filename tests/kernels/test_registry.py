@@ -24,7 +24,9 @@ def test_without_variants_the_definition_computes(kernel):
 
 
 def test_the_first_variant_that_applies_computes(kernel):
-    kernel.variant("long", library="numpy", when=lambda x: x.size > 3)(lambda: lambda x: ("long", x))
+    kernel.variant("long", library="numpy", when=lambda x: x.size > 3)(
+        lambda: lambda x: ("long", x)
+    )
     kernel.variant("any", library="numpy")(lambda: lambda x: ("any", x))
     assert kernel(np.ones(4))[0] == "long"
     assert kernel(np.ones(1))[0] == "any"

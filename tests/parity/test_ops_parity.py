@@ -121,9 +121,13 @@ def cross_entropy(logits, labels, ignored, smoothing, weights, reduction):
     V = logits.shape[-1]
     settings = {"ignore_index": ignored, "label_smoothing": smoothing}
     if weights is None and labels.numel():
-        y = F.cross_entropy(logits.reshape(-1, V), labels.reshape(-1), reduction=reduction, **settings)
+        y = F.cross_entropy(
+            logits.reshape(-1, V), labels.reshape(-1), reduction=reduction, **settings
+        )
         return y.reshape(labels.shape) if reduction == "none" else y
-    losses = F.cross_entropy(logits.reshape(-1, V), labels.reshape(-1), reduction="none", **settings)
+    losses = F.cross_entropy(
+        logits.reshape(-1, V), labels.reshape(-1), reduction="none", **settings
+    )
     shares = torch.ones(labels.shape) if weights is None else torch.tensor(weights)
     shares = (shares * (labels != ignored)).to(logits.dtype)
     losses = losses.reshape(labels.shape) * shares

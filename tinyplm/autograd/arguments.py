@@ -50,5 +50,7 @@ class Arguments:
 def array_of(op: str, numbers: list[Any] | tuple[Any, ...]) -> Array:
     """Nested lists of numbers as an array, which later changes of the lists do not reach."""
     if any(hasattr(item, "requires_grad") for item in numbers):
-        raise DtypeError(f"{op} got a list of tensors where it takes a tensor; join them with ops.stack first.")
+        raise DtypeError(
+            f"{op} got a list of tensors where it takes a tensor; join them with ops.stack first."
+        )
     return np.array(numbers)

@@ -30,6 +30,7 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Refuse the arguments."""
+        message = message.removeprefix("argument ")
         end = "" if message.endswith((".", "?")) else "."
         raise UsageError(f"{message[:1].upper()}{message[1:]}{end} See: {self.prog} --help")
 

@@ -73,6 +73,12 @@ def generate_text(
             f"The prompt has {len(given):,} tokens, but this model has {positions:,} positions. Shorten it to "
             f"{positions:,} tokens or fewer, of which the last matter most."
         )
+    if num_beams > 1 and len(given) + max_new_tokens - 1 > positions:
+        raise ShapeError(
+            f"{len(given):,} tokens of prompt and {max_new_tokens:,} new ones are more than this model's {positions:,} "
+            f"positions, and a beam search cannot go past them. Ask for {positions + 1 - len(given):,} new tokens "
+            "or fewer, or do without beams."
+        )
     end = tokenizer.end_of_text
     stream = TextStream(tokenizer, on_text)
     seen, new = given, list[int]()
@@ -81,7 +87,7 @@ def generate_text(
         if new:
             slid = True
             seen = (given + new)[-max(1, positions // 2) :]
-            if len(new) and on_slide is not None:
+            if on_slide is not None:
                 on_slide(positions, len(seen))
                 on_slide = None
         count = max_new_tokens - len(new)

@@ -8,13 +8,13 @@ import contextlib
 import difflib
 import hashlib
 import itertools
-import shutil
 import signal
 import threading
 import time
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from importlib.util import find_spec
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -26,6 +26,7 @@ from ..errors import (
     CheckpointError,
     ConfigError,
     DataError,
+    MissingExtraError,
     MissingFileError,
     NonFiniteError,
     TinyplmWarning,
@@ -40,7 +41,9 @@ from ..train.checkpoint import replace_file
 from ..train.evaluate import Score, validation_loss
 from ..train.loop import Step, train
 from ..train.progress import MetricsLog
+from .doctor import cuda
 from .models import MODELS
+from .output import free_folder, left_as_found, refuse_taken
 from .run import Run, read_saved
 
 TOKENIZERS = {"chars": "chars", "bytes": "bytes", "bpe": "byte-bpe"}
@@ -117,13 +120,14 @@ def prepare(run: Run, output: Path, *, resumed: int = 0) -> Prepared:
     began = time.perf_counter()
     entry = MODELS[run.model]
     entry.config(run, run.vocab_size)  # refused before anything is written
+    xp = _library(run.device)
     tokens = _kept_tokens(output) if resumed else None
     corpus = (
         open_corpus(run.data, encoding=run.encoding, column=run.text_column)
         if tokens is None
         else None
     )
-    with _left_as_found(output):
+    with left_as_found(output):
         try:
             output.mkdir(parents=True, exist_ok=True)
             replace_file(output / "run.json", replace(run, output=str(output)).as_json().encode())
@@ -139,7 +143,6 @@ def prepare(run: Run, output: Path, *, resumed: int = 0) -> Prepared:
         model = entry.build(
             entry.config(run, tokenizer.vocab_size), rng=np.random.default_rng(run.seed)
         )
-        xp = library(run.device)
         if xp is not np:
             model.load({name: xp.asarray(array) for name, array in model.arrays().items()})
         windows = Windows(training, length=run.positions, batch=run.batch, seed=run.seed)
@@ -174,9 +177,9 @@ def pretrain(
         ConfigError, DataError, CheckpointError: what the message says.
     """
     began = time.perf_counter()
-    output = Path(run.output) if run.output else _free_folder(Path("runs"), run.model)
+    output = Path(run.output) if run.output else free_folder(Path("runs"), run.model)
     if not resume:
-        _refuse_taken(output)
+        refuse_taken(output)
     saved = checkpoint.load_latest(output) if resume else None
     ready = prepare(run, output, resumed=saved.step if saved else 0)
     yield ready
@@ -294,50 +297,23 @@ def saved_run(output: str | None, model: str | None = None) -> Run:
     return replace(read_saved(folder), output=str(folder))  # the folder may have been moved
 
 
+def _library(device: str) -> Any:
+    """The array library for a device; without CuPy, the extra that fits the driver is named."""
+    try:
+        return library(device)
+    except MissingExtraError:
+        found = cuda()
+        if find_spec("cupy") is not None or found["extra"] is None:
+            raise
+        raise MissingExtraError(
+            f"--device cuda, but CuPy is not installed. The driver supports CUDA {found['driver']}: "
+            f'pip install "tinyplm[{found["extra"]}]". --device cpu continues without it.'
+        ) from None
+
+
 def _on_device(arrays: dict[str, Any], device: str) -> dict[str, Any]:
     xp = library(device)
     return {name: xp.asarray(array) for name, array in arrays.items()}
-
-
-def _free_folder(parent: Path, name: str) -> Path:
-    """parent/name, or the first of name-2, name-3 and so on that holds nothing."""
-    for number in itertools.count(1):
-        path = parent / (name if number == 1 else f"{name}-{number}")
-        if not path.exists() or (path.is_dir() and not any(path.iterdir())):
-            return path
-    raise AssertionError("unreachable")
-
-
-def _refuse_taken(output: Path) -> None:
-    """Never write over a run, or over a model that is not from here."""
-    if output.exists() and not output.is_dir():
-        raise ConfigError(f"--output {output} is a file; name a new or an empty folder.")
-    if any(output.glob("checkpoint-*")):
-        raise ConfigError(
-            f"{output} already holds a run. --resume goes on with it; another --output starts a new one."
-        )
-    if (output / "config.json").exists() or any(output.glob("*.safetensors")):
-        raise ConfigError(
-            f"{output} already holds a model. Name a new or an empty folder with --output."
-        )
-
-
-@contextlib.contextmanager
-def _left_as_found(output: Path) -> Iterator[None]:
-    """If the block fails, remove what it wrote, provided that there was nothing before."""
-    made = [path for path in (output, *output.parents) if not path.exists()]
-    empty = output in made or not any(output.iterdir())
-    try:
-        yield
-    except BaseException:  # Ctrl-C too
-        if empty:
-            shutil.rmtree(output, ignore_errors=True)
-            for path in made:
-                with contextlib.suppress(OSError):
-                    path.rmdir()
-            if output not in made:
-                output.mkdir(exist_ok=True)
-        raise
 
 
 def _kept_tokens(output: Path) -> TokenFile | None:

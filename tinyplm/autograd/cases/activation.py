@@ -33,9 +33,14 @@ case(
     _one(-4, 4),
     each(lambda x: x * (1 - math.erfc(x / math.sqrt(2)) / 2)),
     kept(0),
-    Hard("very large values pass, very small ones vanish", (A([1e30, -1e30, 0.0]),), A([1e30, 0.0, 0.0]), (A([1.0, 0.0, 0.5]),)),
+    Hard(
+        "very large values pass, very small ones vanish",
+        (A([1e30, -1e30, 0.0]),),
+        A([1e30, 0.0, 0.0]),
+        (A([1.0, 0.0, 0.5]),),
+    ),
     Hard("NaN stays NaN", (A([nan]),), A([nan]), (A([nan]),)),
-)  # fmt: skip
+)
 
 
 def _by_sigmoid(x: float) -> float:
@@ -49,17 +54,27 @@ case(
     _one(-4, 4),
     each(_by_sigmoid),
     kept(0),
-    Hard("very large values pass, very small ones vanish", (A([1e30, -1e30, 0.0]),), A([1e30, 0.0, 0.0]), (A([1.0, 0.0, 0.5]),)),
+    Hard(
+        "very large values pass, very small ones vanish",
+        (A([1e30, -1e30, 0.0]),),
+        A([1e30, 0.0, 0.0]),
+        (A([1.0, 0.0, 0.5]),),
+    ),
     Hard("NaN stays NaN", (A([nan]),), A([nan]), (A([nan]),)),
-)  # fmt: skip
+)
 case(
     "silu",
     _one(-5, 5),
     each(lambda x: x / (1 + math.exp(-x))),
     kept(0, 0),
-    Hard("very large values pass, very small ones vanish", (A([1e30, -1e30, 0.0]),), A([1e30, 0.0, 0.0]), (A([1.0, 0.0, 0.5]),)),
+    Hard(
+        "very large values pass, very small ones vanish",
+        (A([1e30, -1e30, 0.0]),),
+        A([1e30, 0.0, 0.0]),
+        (A([1.0, 0.0, 0.5]),),
+    ),
     Hard("NaN stays NaN", (A([nan]),), A([nan]), (A([nan]),)),
-)  # fmt: skip
+)
 
 
 def _rows(d: Draw) -> Sample:
@@ -97,23 +112,67 @@ case(
     _rows,
     along(_shares),
     kept(0),
-    Hard("of minus infinities only the result is 0, and so is the gradient", (A([[-inf, -inf], [0.0, -inf]]),), A([[0.0, 0.0], [1.0, 0.0]]), (A([[0.0, 0.0], [0.0, 0.0]]),), {}, A([[1.0, 2.0], [3.0, 4.0]])),
-    Hard("without overflow", (A([1000.0, 1000.0]),), A([0.5, 0.5]), (A([-0.25, 0.25]),), {}, A([0.0, 1.0])),
+    Hard(
+        "of minus infinities only the result is 0, and so is the gradient",
+        (A([[-inf, -inf], [0.0, -inf]]),),
+        A([[0.0, 0.0], [1.0, 0.0]]),
+        (A([[0.0, 0.0], [0.0, 0.0]]),),
+        {},
+        A([[1.0, 2.0], [3.0, 4.0]]),
+    ),
+    Hard(
+        "without overflow",
+        (A([1000.0, 1000.0]),),
+        A([0.5, 0.5]),
+        (A([-0.25, 0.25]),),
+        {},
+        A([0.0, 1.0]),
+    ),
     Hard("of one value it is 1 and passes nothing", (A([[3.0]]),), A([[1.0]]), (A([[0.0]]),)),
-    Hard("NaN makes its row NaN", (A([[nan, 0.0], [0.0, 0.0]]),), A([[nan, nan], [0.5, 0.5]]), (A([[nan, nan], [0.0, 0.0]]),)),
-    Hard("over an empty axis it is empty", (np.zeros((2, 0)),), np.zeros((2, 0)), (np.zeros((2, 0)),)),
-)  # fmt: skip
+    Hard(
+        "NaN makes its row NaN",
+        (A([[nan, 0.0], [0.0, 0.0]]),),
+        A([[nan, nan], [0.5, 0.5]]),
+        (A([[nan, nan], [0.0, 0.0]]),),
+    ),
+    Hard(
+        "over an empty axis it is empty", (np.zeros((2, 0)),), np.zeros((2, 0)), (np.zeros((2, 0)),)
+    ),
+)
 case(
     "log_softmax",
     _finite_rows,
     along(lambda values: [-math.log(math.fsum(math.exp(w - v) for w in values)) for v in values]),
     kept(0),
-    Hard("exact where the softmax underflows", (A([0.0, -2000.0]),), A([0.0, -2000.0]), (A([-1.0, 1.0]),), {}, A([0.0, 1.0])),
-    Hard("minus infinity where x is", (A([0.0, -inf]),), A([0.0, -inf]), (A([0.0, 0.0]),), {}, A([1.0, 0.0])),
-    Hard("of minus infinities only the result is minus infinity, and the softmax in its gradient 0", (A([-inf, -inf]),), A([-inf, -inf]), (A([1.0, 2.0]),), {}, A([1.0, 2.0])),
+    Hard(
+        "exact where the softmax underflows",
+        (A([0.0, -2000.0]),),
+        A([0.0, -2000.0]),
+        (A([-1.0, 1.0]),),
+        {},
+        A([0.0, 1.0]),
+    ),
+    Hard(
+        "minus infinity where x is",
+        (A([0.0, -inf]),),
+        A([0.0, -inf]),
+        (A([0.0, 0.0]),),
+        {},
+        A([1.0, 0.0]),
+    ),
+    Hard(
+        "of minus infinities only the result is minus infinity, and the softmax in its gradient 0",
+        (A([-inf, -inf]),),
+        A([-inf, -inf]),
+        (A([1.0, 2.0]),),
+        {},
+        A([1.0, 2.0]),
+    ),
     Hard("of one value it is 0 and passes nothing", (A([[3.0]]),), A([[0.0]]), (A([[0.0]]),)),
-    Hard("over an empty axis it is empty", (np.zeros((2, 0)),), np.zeros((2, 0)), (np.zeros((2, 0)),)),
-)  # fmt: skip
+    Hard(
+        "over an empty axis it is empty", (np.zeros((2, 0)),), np.zeros((2, 0)), (np.zeros((2, 0)),)
+    ),
+)
 
 
 def _dropout(d: Draw) -> Sample:
@@ -139,7 +198,25 @@ case(
     _dropout,
     _dropped,
     lambda s: s.inputs[0].size if s.attributes["rng"] is not None and s.attributes["rate"] else 0,
-    Hard("a rate of 1 gives zeros, of what is not finite too", (A([1.0, inf, nan]),), np.zeros(3), (np.zeros(3),), {"rate": 1.0, "rng": Seed(0)}),
-    Hard("without rng x passes as it is", (A([1.0, 2.0]),), A([1.0, 2.0]), (A([1.0, 1.0]),), {"rate": 0.5, "rng": None}),
-    Hard("with rate 0 x passes as it is", (A([1.0, 2.0]),), A([1.0, 2.0]), (A([1.0, 1.0]),), {"rate": 0.0, "rng": Seed(0)}),
-)  # fmt: skip
+    Hard(
+        "a rate of 1 gives zeros, of what is not finite too",
+        (A([1.0, inf, nan]),),
+        np.zeros(3),
+        (np.zeros(3),),
+        {"rate": 1.0, "rng": Seed(0)},
+    ),
+    Hard(
+        "without rng x passes as it is",
+        (A([1.0, 2.0]),),
+        A([1.0, 2.0]),
+        (A([1.0, 1.0]),),
+        {"rate": 0.5, "rng": None},
+    ),
+    Hard(
+        "with rate 0 x passes as it is",
+        (A([1.0, 2.0]),),
+        A([1.0, 2.0]),
+        (A([1.0, 1.0]),),
+        {"rate": 0.0, "rng": Seed(0)},
+    ),
+)

@@ -118,16 +118,31 @@ case(
     "power",
     _power,
     each(math.pow),
-    lambda s: (
-        kept(0, 1)(s) + (8 * _size(s) if is_float_array(s.inputs[1]) else 0)
+    lambda s: kept(0, 1)(s) + (8 * _size(s) if is_float_array(s.inputs[1]) else 0),
+    Hard(
+        "by a it is 0 where b is 0",
+        (A([0.0, 3.0, -2.0]), A([0.0, 0.0, 0.0])),
+        A([1.0, 1.0, 1.0]),
+        (A([0.0, 0.0, 0.0]), A([0.0, math.log(3), nan])),
     ),
-    Hard("by a it is 0 where b is 0", (A([0.0, 3.0, -2.0]), A([0.0, 0.0, 0.0])), A([1.0, 1.0, 1.0]), (A([0.0, 0.0, 0.0]), A([0.0, math.log(3), nan]))),
-    Hard("by b it is 0 where a is 0 and b is not negative", (A([0.0]), A([2.0])), A([0.0]), (A([0.0]), A([0.0]))),
-    Hard("a negative base needs a whole exponent", (A([-2.0, -2.0]), 3.0), A([-8.0, -8.0]), (A([12.0, 12.0]), None)),
+    Hard(
+        "by b it is 0 where a is 0 and b is not negative",
+        (A([0.0]), A([2.0])),
+        A([0.0]),
+        (A([0.0]), A([0.0])),
+    ),
+    Hard(
+        "a negative base needs a whole exponent",
+        (A([-2.0, -2.0]), 3.0),
+        A([-8.0, -8.0]),
+        (A([12.0, 12.0]), None),
+    ),
     Hard("else NaN", (A([-2.0]), 0.5), A([nan]), (A([nan]), None)),
-    Hard("the square root has an infinite gradient at 0", (A([0.0]), 0.5), A([0.0]), (A([inf]), None)),
+    Hard(
+        "the square root has an infinite gradient at 0", (A([0.0]), 0.5), A([0.0]), (A([inf]), None)
+    ),
     Hard("zero to a negative power is infinite", (A([0.0]), -1.0), A([inf]), (A([-inf]), None)),
-)  # fmt: skip
+)
 case(
     "exp",
     _one(-3, 3),
@@ -197,16 +212,26 @@ case(
     _one(-5, 5),
     each(lambda x: 0.5 * (1 + math.tanh(x / 2))),
     kept(0),
-    Hard("without overflow for any x", (A([1e30, -1e30, 0.0, inf, -inf]),), A([1.0, 0.0, 0.5, 1.0, 0.0]), (A([0.0, 0.0, 0.25, 0.0, 0.0]),)),
-)  # fmt: skip
+    Hard(
+        "without overflow for any x",
+        (A([1e30, -1e30, 0.0, inf, -inf]),),
+        A([1.0, 0.0, 0.5, 1.0, 0.0]),
+        (A([0.0, 0.0, 0.25, 0.0, 0.0]),),
+    ),
+)
 case(
     "erf",
     _one(-4, 4),
     each(math.erf),
     kept(0),
-    Hard("very large values reach one", (A([1e18, -1e18, inf, -inf, 0.0]),), A([1.0, -1.0, 1.0, -1.0, 0.0]), (A([0.0, 0.0, 0.0, 0.0, 2 / math.sqrt(math.pi)]),)),
+    Hard(
+        "very large values reach one",
+        (A([1e18, -1e18, inf, -inf, 0.0]),),
+        A([1.0, -1.0, 1.0, -1.0, 0.0]),
+        (A([0.0, 0.0, 0.0, 0.0, 2 / math.sqrt(math.pi)]),),
+    ),
     Hard("NaN stays NaN", (A([nan]),), A([nan]), (A([nan]),)),
-)  # fmt: skip
+)
 
 
 def _extreme(name: str, other: Callable[[float, float], float], high: Any, low: Any) -> None:
@@ -215,11 +240,21 @@ def _extreme(name: str, other: Callable[[float, float], float], high: Any, low: 
         _two(),
         each(other),
         _arrays,
-        Hard("at a tie each receives half", (A([1.0, 1.0]), A([1.0, 1.0])), A([1.0, 1.0]), (A([0.5, 0.5]), A([0.5, 0.5]))),
+        Hard(
+            "at a tie each receives half",
+            (A([1.0, 1.0]), A([1.0, 1.0])),
+            A([1.0, 1.0]),
+            (A([0.5, 0.5]), A([0.5, 0.5])),
+        ),
         Hard("one is chosen", (A([high]), A([low])), A([high]), (A([1.0]), A([0.0]))),
         Hard("against a number", (A([high, low]), 0.0), A([high, 0.0]), (A([1.0, 0.0]), None)),
-        Hard("NaN if either is, and no gradient", (A([nan, 1.0]), A([1.0, nan])), A([nan, nan]), (A([0.0, 0.0]), A([0.0, 0.0]))),
-    )  # fmt: skip
+        Hard(
+            "NaN if either is, and no gradient",
+            (A([nan, 1.0]), A([1.0, nan])),
+            A([nan, nan]),
+            (A([0.0, 0.0]), A([0.0, 0.0])),
+        ),
+    )
 
 
 _extreme("maximum", lambda a, b: (a + b + abs(a - b)) / 2, 2.0, -2.0)
@@ -239,10 +274,22 @@ case(
         lambda v: sorted([-inf if low is None else low, v, inf if high is None else high])[1]
     )(x),
     lambda s: s.inputs[0].size,
-    Hard("the gradient passes inside and at the limits", (A([-1.0, 0.0, 1.0]),), A([-1.0, 0.0, 1.0]), (A([1.0, 1.0, 1.0]),), {"low": -1.0, "high": 1.0}),
-    Hard("and is 0 outside", (A([-1.5, 7.0, inf]),), A([-1.0, 1.0, 1.0]), (A([0.0, 0.0, 0.0]),), {"low": -1.0, "high": 1.0}),
+    Hard(
+        "the gradient passes inside and at the limits",
+        (A([-1.0, 0.0, 1.0]),),
+        A([-1.0, 0.0, 1.0]),
+        (A([1.0, 1.0, 1.0]),),
+        {"low": -1.0, "high": 1.0},
+    ),
+    Hard(
+        "and is 0 outside",
+        (A([-1.5, 7.0, inf]),),
+        A([-1.0, 1.0, 1.0]),
+        (A([0.0, 0.0, 0.0]),),
+        {"low": -1.0, "high": 1.0},
+    ),
     Hard("NaN stays NaN and passes nothing", (A([nan]),), A([nan]), (A([0.0]),), {"low": -1.0}),
-)  # fmt: skip
+)
 
 
 def _where(d: Draw) -> Sample:
@@ -256,9 +303,21 @@ case(
     _where,
     each(lambda c, a, b: [b, a][int(c)]),
     lambda s: s.inputs[0].size,
-    Hard("the operand not chosen receives exactly 0", (A([True, False]), A([nan, 1.0]), A([2.0, inf])), A([nan, inf]), (None, A([1.0, 0.0]), A([0.0, 1.0]))),
-    Hard("a gradient that is not finite does not leak", (A([True, False]), A([1.0, 2.0]), A([3.0, 4.0])), A([1.0, 4.0]), (None, A([inf, 0.0]), A([0.0, nan])), {}, A([inf, nan])),
-)  # fmt: skip
+    Hard(
+        "the operand not chosen receives exactly 0",
+        (A([True, False]), A([nan, 1.0]), A([2.0, inf])),
+        A([nan, inf]),
+        (None, A([1.0, 0.0]), A([0.0, 1.0])),
+    ),
+    Hard(
+        "a gradient that is not finite does not leak",
+        (A([True, False]), A([1.0, 2.0]), A([3.0, 4.0])),
+        A([1.0, 4.0]),
+        (None, A([inf, 0.0]), A([0.0, nan])),
+        {},
+        A([inf, nan]),
+    ),
+)
 
 
 def _masked_fill(d: Draw) -> Sample:
@@ -272,5 +331,11 @@ case(
     _masked_fill,
     lambda x, mask, value: each(lambda v, m: value if m else v)(x, mask),
     lambda s: s.inputs[1].size,
-    Hard("no gradient passes where mask is true", (A([1.0, nan]), A([False, True])), A([1.0, -inf]), (A([1.0, 0.0]), None), {"value": -inf}),
-)  # fmt: skip
+    Hard(
+        "no gradient passes where mask is true",
+        (A([1.0, nan]), A([False, True])),
+        A([1.0, -inf]),
+        (A([1.0, 0.0]), None),
+        {"value": -inf},
+    ),
+)

@@ -65,12 +65,42 @@ case(
     _index,
     _picked,
     _key_bytes,
-    Hard("repeated positions add up", (A([1.0, 2.0]),), A([2.0, 2.0, 1.0]), (A([1.0, 2.0]),), {"key": [1, 1, 0]}),
-    Hard("a tuple within the key repeats too", (A([1.0, 2.0]),), A([2.0, 2.0]), (A([0.0, 2.0]),), {"key": ((1, 1),)}),
-    Hard("no position picks nothing", (A([1.0, 2.0]),), np.zeros(0), (A([0.0, 0.0]),), {"key": A([], int)}),
-    Hard("a mask that is nowhere true picks nothing", (A([1.0, 2.0]),), np.zeros(0), (A([0.0, 0.0]),), {"key": A([False, False])}),
-    Hard("new axes", (A([1.0, 2.0]),), A([[[2.0]]]), (A([0.0, 1.0]),), {"key": (None, slice(1, 2), None)}),
-)  # fmt: skip
+    Hard(
+        "repeated positions add up",
+        (A([1.0, 2.0]),),
+        A([2.0, 2.0, 1.0]),
+        (A([1.0, 2.0]),),
+        {"key": [1, 1, 0]},
+    ),
+    Hard(
+        "a tuple within the key repeats too",
+        (A([1.0, 2.0]),),
+        A([2.0, 2.0]),
+        (A([0.0, 2.0]),),
+        {"key": ((1, 1),)},
+    ),
+    Hard(
+        "no position picks nothing",
+        (A([1.0, 2.0]),),
+        np.zeros(0),
+        (A([0.0, 0.0]),),
+        {"key": A([], int)},
+    ),
+    Hard(
+        "a mask that is nowhere true picks nothing",
+        (A([1.0, 2.0]),),
+        np.zeros(0),
+        (A([0.0, 0.0]),),
+        {"key": A([False, False])},
+    ),
+    Hard(
+        "new axes",
+        (A([1.0, 2.0]),),
+        A([[[2.0]]]),
+        (A([0.0, 1.0]),),
+        {"key": (None, slice(1, 2), None)},
+    ),
+)
 
 
 def _take_rows(d: Draw) -> Sample:
@@ -85,10 +115,20 @@ case(
         (*ids.shape, *table.shape[1:])
     ),
     lambda s: s.inputs[1].nbytes,
-    Hard("a row receives the sum over its places", (A([[1.0], [2.0], [3.0]]), A([2, 0, 2, 2])), A([[3.0], [1.0], [3.0], [3.0]]), (A([[1.0], [0.0], [3.0]]), None)),
+    Hard(
+        "a row receives the sum over its places",
+        (A([[1.0], [2.0], [3.0]]), A([2, 0, 2, 2])),
+        A([[3.0], [1.0], [3.0], [3.0]]),
+        (A([[1.0], [0.0], [3.0]]), None),
+    ),
     Hard("no id", (A([[1.0]]), np.zeros((0, 2), int)), np.zeros((0, 2, 1)), (A([[0.0]]), None)),
-    Hard("rows of no width", (np.zeros((2, 0)), A([1, 1])), np.zeros((2, 0)), (np.zeros((2, 0)), None)),
-)  # fmt: skip
+    Hard(
+        "rows of no width",
+        (np.zeros((2, 0)), A([1, 1])),
+        np.zeros((2, 0)),
+        (np.zeros((2, 0)), None),
+    ),
+)
 
 
 def _take_along_axis(d: Draw) -> Sample:
@@ -118,10 +158,20 @@ case(
     _take_along_axis,
     _along,
     lambda s: s.inputs[1].nbytes,
-    Hard("repeated indices add up", (A([1.0, 2.0]), A([1, 1, 0])), A([2.0, 2.0, 1.0]), (A([1.0, 2.0]), None)),
-    Hard("negative indices count from the end", (A([1.0, 2.0]), A([-1])), A([2.0]), (A([0.0, 1.0]), None)),
+    Hard(
+        "repeated indices add up",
+        (A([1.0, 2.0]), A([1, 1, 0])),
+        A([2.0, 2.0, 1.0]),
+        (A([1.0, 2.0]), None),
+    ),
+    Hard(
+        "negative indices count from the end",
+        (A([1.0, 2.0]), A([-1])),
+        A([2.0]),
+        (A([0.0, 1.0]), None),
+    ),
     Hard("no index", (A([1.0]), A([], int)), np.zeros(0), (A([0.0]), None)),
-)  # fmt: skip
+)
 
 
 def _scatter_add(d: Draw) -> Sample:
@@ -156,6 +206,11 @@ case(
     _scatter_add,
     _added,
     _places,
-    Hard("repeated indices add up", (A([1.0, 1.0]), A([1, 1]), A([2.0, 3.0])), A([1.0, 6.0]), (A([1.0, 1.0]), None, A([1.0, 1.0]))),
+    Hard(
+        "repeated indices add up",
+        (A([1.0, 1.0]), A([1, 1]), A([2.0, 3.0])),
+        A([1.0, 6.0]),
+        (A([1.0, 1.0]), None, A([1.0, 1.0])),
+    ),
     Hard("nothing to add", (A([1.0]), A([], int), A([])), A([1.0]), (A([1.0]), None, A([]))),
-)  # fmt: skip
+)

@@ -37,11 +37,31 @@ case(
     _matmul,
     _product,
     kept(0, 1),
-    Hard("a product over nothing is 0", (np.zeros((2, 0)), np.zeros((0, 1))), np.zeros((2, 1)), (np.zeros((2, 0)), np.zeros((0, 1)))),
-    Hard("two vectors give their inner product", (A([1.0, 2.0]), A([3.0, 4.0])), A(11.0), (A([3.0, 4.0]), A([1.0, 2.0]))),
-    Hard("a vector stands for a row on the left", (A([1.0, 2.0]), A([[1.0], [1.0]])), A([3.0]), (A([1.0, 1.0]), A([[1.0], [2.0]]))),
-    Hard("leading axes broadcast", (np.ones((3, 1, 1)), A([[2.0]])), np.full((3, 1, 1), 2.0), (np.full((3, 1, 1), 2.0), A([[3.0]]))),
-)  # fmt: skip
+    Hard(
+        "a product over nothing is 0",
+        (np.zeros((2, 0)), np.zeros((0, 1))),
+        np.zeros((2, 1)),
+        (np.zeros((2, 0)), np.zeros((0, 1))),
+    ),
+    Hard(
+        "two vectors give their inner product",
+        (A([1.0, 2.0]), A([3.0, 4.0])),
+        A(11.0),
+        (A([3.0, 4.0]), A([1.0, 2.0])),
+    ),
+    Hard(
+        "a vector stands for a row on the left",
+        (A([1.0, 2.0]), A([[1.0], [1.0]])),
+        A([3.0]),
+        (A([1.0, 1.0]), A([[1.0], [2.0]])),
+    ),
+    Hard(
+        "leading axes broadcast",
+        (np.ones((3, 1, 1)), A([[2.0]])),
+        np.full((3, 1, 1), 2.0),
+        (np.full((3, 1, 1), 2.0), A([[3.0]])),
+    ),
+)
 
 
 def _linear(d: Draw) -> Sample:
@@ -65,16 +85,28 @@ case(
     _linear,
     _rows_times,
     kept(0, 1),
-    Hard("no rows", (np.zeros((0, 2)), np.ones((2, 3)), np.ones(3)), np.zeros((0, 3)), (np.zeros((0, 2)), np.zeros((2, 3)), np.zeros(3))),
-    Hard("one vector", (A([2.0]), A([[3.0]]), A([1.0])), A([7.0]), (A([3.0]), A([[2.0]]), A([1.0]))),
-    Hard("no features out", (np.ones((2, 2)), np.zeros((2, 0)), None), np.zeros((2, 0)), (np.zeros((2, 2)), np.zeros((2, 0)), None)),
-)  # fmt: skip
+    Hard(
+        "no rows",
+        (np.zeros((0, 2)), np.ones((2, 3)), np.ones(3)),
+        np.zeros((0, 3)),
+        (np.zeros((0, 2)), np.zeros((2, 3)), np.zeros(3)),
+    ),
+    Hard(
+        "one vector", (A([2.0]), A([[3.0]]), A([1.0])), A([7.0]), (A([3.0]), A([[2.0]]), A([1.0]))
+    ),
+    Hard(
+        "no features out",
+        (np.ones((2, 2)), np.zeros((2, 0)), None),
+        np.zeros((2, 0)),
+        (np.zeros((2, 2)), np.zeros((2, 0)), None),
+    ),
+)
 
-EQUATIONS = [
-    "ij,jk->ik", "i,i->", "ij->ji", "ij->", "ij->i", "i->i", "ii->i", "ii->", "iij->j", "bthk,bshk->bhts", "ij,jk,kl->il",
-    "ij,jk", "ba", "ii", "...i,...i->...", "...ij,jk->...ik", "i...->...", "...ij->...ji", "ij,ij,ij->ij", ",i->i", "i,j->ij",
-    "...,...->...", "b...,b...->b", "ij,ji->", "iji->ij", "i,i,i->", "a...b,bc->a...c",
-]  # fmt: skip
+EQUATIONS = (
+    "ij,jk->ik i,i-> ij->ji ij-> ij->i i->i ii->i ii-> iij->j bthk,bshk->bhts ij,jk,kl->il ij,jk ba ii "
+    "...i,...i->... ...ij,jk->...ik i...->... ...ij->...ji ij,ij,ij->ij ,i->i i,j->ij ...,...->... "
+    "b...,b...->b ij,ji-> iji->ij i,i,i-> a...b,bc->a...c"
+).split()
 
 
 def _einsum(d: Draw) -> Sample:
@@ -135,9 +167,39 @@ case(
     _einsum,
     _summed,
     _all,
-    Hard("a repeated letter is the diagonal", (A([[1.0, 2.0], [3.0, 4.0]]),), A([1.0, 4.0]), (A([[1.0, 0.0], [0.0, 1.0]]),), {"equation": "ii->i"}),
-    Hard("without -> the letters that occur once, in order", (A([[1.0, 2.0]]),), A([[1.0], [2.0]]), (A([[1.0, 1.0]]),), {"equation": "ba"}),
-    Hard("a letter of one operand alone is summed", (A([[1.0, 2.0]]), A([3.0])), A([9.0]), (A([[3.0, 3.0]]), A([3.0])), {"equation": "ij,i->i"}),
-    Hard("a length of one broadcasts", (A([[2.0]]), A([[1.0, 2.0]])), A([[2.0, 4.0]]), (A([[3.0]]), A([[2.0, 2.0]])), {"equation": "...i,...i->...i"}),
-    Hard("a sum over nothing is 0", (np.zeros((2, 0)),), A([0.0, 0.0]), (np.zeros((2, 0)),), {"equation": "ij->i"}),
-)  # fmt: skip
+    Hard(
+        "a repeated letter is the diagonal",
+        (A([[1.0, 2.0], [3.0, 4.0]]),),
+        A([1.0, 4.0]),
+        (A([[1.0, 0.0], [0.0, 1.0]]),),
+        {"equation": "ii->i"},
+    ),
+    Hard(
+        "without -> the letters that occur once, in order",
+        (A([[1.0, 2.0]]),),
+        A([[1.0], [2.0]]),
+        (A([[1.0, 1.0]]),),
+        {"equation": "ba"},
+    ),
+    Hard(
+        "a letter of one operand alone is summed",
+        (A([[1.0, 2.0]]), A([3.0])),
+        A([9.0]),
+        (A([[3.0, 3.0]]), A([3.0])),
+        {"equation": "ij,i->i"},
+    ),
+    Hard(
+        "a length of one broadcasts",
+        (A([[2.0]]), A([[1.0, 2.0]])),
+        A([[2.0, 4.0]]),
+        (A([[3.0]]), A([[2.0, 2.0]])),
+        {"equation": "...i,...i->...i"},
+    ),
+    Hard(
+        "a sum over nothing is 0",
+        (np.zeros((2, 0)),),
+        A([0.0, 0.0]),
+        (np.zeros((2, 0)),),
+        {"equation": "ij->i"},
+    ),
+)

@@ -64,16 +64,55 @@ case(
     _cross_entropy,
     _mean_surprise,
     lambda s: s.inputs[0].nbytes + 3 * 8 * s.inputs[1].size,
-    Hard("an ignored label gives 0 and passes nothing, whatever its logits", (A([[0.0, 0.0], [nan, inf]]), A([1, OFF])), A([LN2, 0.0]), (A([[0.5, -0.5], [0.0, 0.0]]), None), {"reduction": "none"}),
-    Hard("a row of minus infinities can be ignored", (A([[0.0, 0.0], [-inf, -inf]]), A([1, OFF])), A(LN2), (A([[0.5, -0.5], [0.0, 0.0]]), None)),
-    Hard("a weight of 0 counts as ignored", (A([[0.0, 0.0], [nan, 0.0]]), A([1, 0])), A(LN2), (A([[0.5, -0.5], [0.0, 0.0]]), None), {"weights": A([2.0, 0.0])}),
+    Hard(
+        "an ignored label gives 0 and passes nothing, whatever its logits",
+        (A([[0.0, 0.0], [nan, inf]]), A([1, OFF])),
+        A([LN2, 0.0]),
+        (A([[0.5, -0.5], [0.0, 0.0]]), None),
+        {"reduction": "none"},
+    ),
+    Hard(
+        "a row of minus infinities can be ignored",
+        (A([[0.0, 0.0], [-inf, -inf]]), A([1, OFF])),
+        A(LN2),
+        (A([[0.5, -0.5], [0.0, 0.0]]), None),
+    ),
+    Hard(
+        "a weight of 0 counts as ignored",
+        (A([[0.0, 0.0], [nan, 0.0]]), A([1, 0])),
+        A(LN2),
+        (A([[0.5, -0.5], [0.0, 0.0]]), None),
+        {"weights": A([2.0, 0.0])},
+    ),
     Hard("without overflow", (A([[1000.0, 0.0]]), A([1])), A(1000.0), (A([[1.0, -1.0]]), None)),
-    Hard("a label that cannot be costs infinitely much", (A([[0.0, -inf]]), A([1])), A(inf), (A([[1.0, -1.0]]), None)),
-    Hard("equal logits cost log V", (np.zeros((1, 8)), A([3])), A(math.log(8)), (A([[0.125] * 3 + [-0.875] + [0.125] * 4]), None)),
+    Hard(
+        "a label that cannot be costs infinitely much",
+        (A([[0.0, -inf]]), A([1])),
+        A(inf),
+        (A([[1.0, -1.0]]), None),
+    ),
+    Hard(
+        "equal logits cost log V",
+        (np.zeros((1, 8)), A([3])),
+        A(math.log(8)),
+        (A([[0.125] * 3 + [-0.875] + [0.125] * 4]), None),
+    ),
     Hard("one class costs nothing", (A([[5.0]]), A([0])), A(0.0), (A([[0.0]]), None)),
-    Hard("the sum of no position is 0", (np.zeros((0, 3)), np.zeros(0, int)), A(0.0), (np.zeros((0, 3)), None), {"reduction": "sum"}),
-    Hard("smoothing of 1 spreads the target evenly", (A([[0.0, 0.0]]), A([1])), A(LN2), (A([[0.0, 0.0]]), None), {"smoothing": 1.0}),
-)  # fmt: skip
+    Hard(
+        "the sum of no position is 0",
+        (np.zeros((0, 3)), np.zeros(0, int)),
+        A(0.0),
+        (np.zeros((0, 3)), None),
+        {"reduction": "sum"},
+    ),
+    Hard(
+        "smoothing of 1 spreads the target evenly",
+        (A([[0.0, 0.0]]), A([1])),
+        A(LN2),
+        (A([[0.0, 0.0]]), None),
+        {"smoothing": 1.0},
+    ),
+)
 
 
 def _linear_cross_entropy(d: Draw) -> Sample:
@@ -96,10 +135,26 @@ case(
     _linear_cross_entropy,
     _from_logits,
     kept(0, 1, 2),
-    Hard("an ignored label passes nothing", (A([[0.0], [7.0]]), A([[1.0], [1.0]]), None, A([1, OFF])), A(LN2), (A([[0.0], [0.0]]), A([[0.0], [0.0]]), None, None)),
-    Hard("the sum of no position is 0", (np.zeros((0, 2)), np.ones((3, 2)), np.ones(3), np.zeros(0, int)), A(0.0), (np.zeros((0, 2)), np.zeros((3, 2)), np.zeros(3), None), {"reduction": "sum"}),
-    Hard("equal logits cost log V", (A([[0.0]]), np.ones((4, 1)), None, A([0])), A(math.log(4)), (A([[0.0]]), np.zeros((4, 1)), None, None)),
-)  # fmt: skip
+    Hard(
+        "an ignored label passes nothing",
+        (A([[0.0], [7.0]]), A([[1.0], [1.0]]), None, A([1, OFF])),
+        A(LN2),
+        (A([[0.0], [0.0]]), A([[0.0], [0.0]]), None, None),
+    ),
+    Hard(
+        "the sum of no position is 0",
+        (np.zeros((0, 2)), np.ones((3, 2)), np.ones(3), np.zeros(0, int)),
+        A(0.0),
+        (np.zeros((0, 2)), np.zeros((3, 2)), np.zeros(3), None),
+        {"reduction": "sum"},
+    ),
+    Hard(
+        "equal logits cost log V",
+        (A([[0.0]]), np.ones((4, 1)), None, A([0])),
+        A(math.log(4)),
+        (A([[0.0]]), np.zeros((4, 1)), None, None),
+    ),
+)
 
 
 def _reduced(d: Draw, shape: tuple[int, ...]) -> dict[str, Any]:
@@ -127,10 +182,22 @@ case(
         reduction,
     ),
     kept(0, 1),
-    Hard("without overflow", (A([1000.0, -1000.0]), A([0.0, 1.0])), A([1000.0, 1000.0]), (A([1.0, -1.0]), A([-1000.0, 1000.0])), {"reduction": "none"}),
+    Hard(
+        "without overflow",
+        (A([1000.0, -1000.0]), A([0.0, 1.0])),
+        A([1000.0, 1000.0]),
+        (A([1.0, -1.0]), A([-1000.0, 1000.0])),
+        {"reduction": "none"},
+    ),
     Hard("a logit of 0 costs log 2", (A([0.0]), A([1.0])), A(LN2), (A([-0.5]), A([0.0]))),
-    Hard("the sum of nothing is 0", (np.zeros(0), np.zeros(0)), A(0.0), (np.zeros(0), np.zeros(0)), {"reduction": "sum"}),
-)  # fmt: skip
+    Hard(
+        "the sum of nothing is 0",
+        (np.zeros(0), np.zeros(0)),
+        A(0.0),
+        (np.zeros(0), np.zeros(0)),
+        {"reduction": "sum"},
+    ),
+)
 
 
 def _squared(d: Draw) -> Sample:
@@ -181,10 +248,26 @@ case(
     _cosine,
     _angle,
     _units,
-    Hard("a vector of zeros has cosine 0", (A([0.0, 0.0]), A([0.0, 2.0])), A(0.0), (A([0.0, 1e2]), A([0.0, 0.0])), {"eps": 1e-2}),
-    Hard("of one value it is a sign and passes nothing", (A([-3.0]), A([2.0])), A(-1.0), (A([0.0]), A([0.0]))),
-    Hard("parallel vectors have cosine 1", (A([1.0, 0.0]), A([3.0, 0.0])), A(1.0), (A([0.0, 0.0]), A([0.0, 0.0]))),
-)  # fmt: skip
+    Hard(
+        "a vector of zeros has cosine 0",
+        (A([0.0, 0.0]), A([0.0, 2.0])),
+        A(0.0),
+        (A([0.0, 1e2]), A([0.0, 0.0])),
+        {"eps": 1e-2},
+    ),
+    Hard(
+        "of one value it is a sign and passes nothing",
+        (A([-3.0]), A([2.0])),
+        A(-1.0),
+        (A([0.0]), A([0.0])),
+    ),
+    Hard(
+        "parallel vectors have cosine 1",
+        (A([1.0, 0.0]), A([3.0, 0.0])),
+        A(1.0),
+        (A([0.0, 0.0]), A([0.0, 0.0])),
+    ),
+)
 
 
 def _divergence(d: Draw) -> Sample:
@@ -205,7 +288,22 @@ case(
     _divergence,
     _kl,
     kept(0, 0),
-    Hard("where p is 0 nothing is added, whatever q is", (A([0.0, -inf, -inf]), A([0.0, -inf, -3.0])), A(0.0), (A([1.0, 0.0, 0.0]), A([-1.0, 0.0, 0.0]))),
-    Hard("what q cannot give costs infinitely much", (A([0.0]), A([-inf])), A(inf), (A([inf]), A([-1.0]))),
-    Hard("equal distributions cost nothing", (A([-LN2, -LN2]), A([-LN2, -LN2])), A(0.0), (A([0.5, 0.5]), A([-0.5, -0.5]))),
-)  # fmt: skip
+    Hard(
+        "where p is 0 nothing is added, whatever q is",
+        (A([0.0, -inf, -inf]), A([0.0, -inf, -3.0])),
+        A(0.0),
+        (A([1.0, 0.0, 0.0]), A([-1.0, 0.0, 0.0])),
+    ),
+    Hard(
+        "what q cannot give costs infinitely much",
+        (A([0.0]), A([-inf])),
+        A(inf),
+        (A([inf]), A([-1.0])),
+    ),
+    Hard(
+        "equal distributions cost nothing",
+        (A([-LN2, -LN2]), A([-LN2, -LN2])),
+        A(0.0),
+        (A([0.5, 0.5]), A([-0.5, -0.5])),
+    ),
+)

@@ -51,16 +51,44 @@ case(
     _layer_norm,
     _normalised,
     _keeps,
-    Hard("equal values give the bias", (A([[7.0, 7.0]]), A([2.0, 2.0]), A([1.0, -1.0])), A([[1.0, -1.0]]), (np.zeros((1, 2)), A([0.0, 0.0]), A([1.0, 1.0]))),
-    Hard("one value gives the bias and passes nothing", (A([[3.0]]), A([2.0]), A([1.0])), A([[1.0]]), (A([[0.0]]), A([0.0]), A([1.0]))),
-    Hard("no rows", (np.zeros((0, 2)), np.ones(2), np.ones(2)), np.zeros((0, 2)), (np.zeros((0, 2)), np.zeros(2), np.zeros(2))),
-    Hard("NaN stays in its row", (A([[math.nan, 1.0], [0.0, 0.0]]), np.ones(2), np.zeros(2)), A([[math.nan, math.nan], [0.0, 0.0]]), (A([[math.nan, math.nan], [0.0, 0.0]]), A([math.nan, math.nan]), A([2.0, 2.0]))),
-)  # fmt: skip
+    Hard(
+        "equal values give the bias",
+        (A([[7.0, 7.0]]), A([2.0, 2.0]), A([1.0, -1.0])),
+        A([[1.0, -1.0]]),
+        (np.zeros((1, 2)), A([0.0, 0.0]), A([1.0, 1.0])),
+    ),
+    Hard(
+        "one value gives the bias and passes nothing",
+        (A([[3.0]]), A([2.0]), A([1.0])),
+        A([[1.0]]),
+        (A([[0.0]]), A([0.0]), A([1.0])),
+    ),
+    Hard(
+        "no rows",
+        (np.zeros((0, 2)), np.ones(2), np.ones(2)),
+        np.zeros((0, 2)),
+        (np.zeros((0, 2)), np.zeros(2), np.zeros(2)),
+    ),
+    Hard(
+        "NaN stays in its row",
+        (A([[math.nan, 1.0], [0.0, 0.0]]), np.ones(2), np.zeros(2)),
+        A([[math.nan, math.nan], [0.0, 0.0]]),
+        (A([[math.nan, math.nan], [0.0, 0.0]]), A([math.nan, math.nan]), A([2.0, 2.0])),
+    ),
+)
 case(
     "rms_norm",
     _rms_norm,
     _scaled,
     _keeps,
-    Hard("zeros give zeros", (A([[0.0, 0.0]]), A([2.0, 2.0])), A([[0.0, 0.0]]), (A([[2.0, 2.0]]), A([0.0, 0.0])), {"eps": 1.0}),
-    Hard("no rows", (np.zeros((0, 2)), np.ones(2)), np.zeros((0, 2)), (np.zeros((0, 2)), np.zeros(2))),
-)  # fmt: skip
+    Hard(
+        "zeros give zeros",
+        (A([[0.0, 0.0]]), A([2.0, 2.0])),
+        A([[0.0, 0.0]]),
+        (A([[2.0, 2.0]]), A([0.0, 0.0])),
+        {"eps": 1.0},
+    ),
+    Hard(
+        "no rows", (np.zeros((0, 2)), np.ones(2)), np.zeros((0, 2)), (np.zeros((0, 2)), np.zeros(2))
+    ),
+)

@@ -100,9 +100,15 @@ case(
     kept(0),
     Hard("of one value it is 0", (A([[2.0], [5.0]]),), A([0.0, 0.0]), (A([[0.0], [0.0]]),), ROWS),
     Hard("of equal values it is 0, far from 0 too", (np.full(4, 65536.0),), A(0.0), (np.zeros(4),)),
-    Hard("of fewer values than correction asks for it is NaN", (A([[2.0]]),), A([nan]), (A([[nan]]),), {"axis": -1, "correction": 1}),
+    Hard(
+        "of fewer values than correction asks for it is NaN",
+        (A([[2.0]]),),
+        A([nan]),
+        (A([[nan]]),),
+        {"axis": -1, "correction": 1},
+    ),
     Hard("NaN over an empty axis", (np.zeros((2, 0)),), A([nan, nan]), (np.zeros((2, 0)),), ROWS),
-)  # fmt: skip
+)
 
 
 def _extreme(name: str, oracle: Callable[[Sequence[float]], float], sign: float) -> None:
@@ -111,11 +117,25 @@ def _extreme(name: str, oracle: Callable[[Sequence[float]], float], sign: float)
         _reducing(empty=False),
         _by_lists(oracle),
         lambda s: s.inputs[0].nbytes + 8 * s.inputs[0].max(axis=s.attributes["axis"]).size,
-        Hard("values that tie share the gradient evenly", (A([[2.0, 0.0, 2.0], [1.0, 1.0, 1.0]]) * sign,), A([2.0, 1.0]) * sign, (A([[0.5, 0, 0.5], [1 / 3, 1 / 3, 1 / 3]]),), ROWS),
+        Hard(
+            "values that tie share the gradient evenly",
+            (A([[2.0, 0.0, 2.0], [1.0, 1.0, 1.0]]) * sign,),
+            A([2.0, 1.0]) * sign,
+            (A([[0.5, 0, 0.5], [1 / 3, 1 / 3, 1 / 3]]),),
+            ROWS,
+        ),
         Hard("of one value", (A([[4.0]]),), A([4.0]), (A([[1.0]]),), ROWS),
-        Hard("an infinity is the extreme", (A([1.0, inf * sign]),), A(inf * sign), (A([0.0, 1.0]),)),
-        Hard("NaN makes result and gradient NaN", (A([[1.0, nan], [sign, 0.0]]),), A([nan, sign]), (A([[nan, nan], [1.0, 0.0]]),), ROWS),
-    )  # fmt: skip
+        Hard(
+            "an infinity is the extreme", (A([1.0, inf * sign]),), A(inf * sign), (A([0.0, 1.0]),)
+        ),
+        Hard(
+            "NaN makes result and gradient NaN",
+            (A([[1.0, nan], [sign, 0.0]]),),
+            A([nan, sign]),
+            (A([[nan, nan], [1.0, 0.0]]),),
+            ROWS,
+        ),
+    )
 
 
 _extreme("max", lambda v: sorted(v)[-1], 1.0)
@@ -126,10 +146,15 @@ case(
     _by_lists(_log_sum_exp),
     kept(0),
     Hard("without overflow", (A([1000.0, 1000.0]),), A(1000 + math.log(2)), (A([0.5, 0.5]),)),
-    Hard("over minus infinities only it is minus infinity with a gradient of 0", (A([[-inf, -inf], [0.0, -inf]]),), A([-inf, 0.0]), (A([[0.0, 0.0], [1.0, 0.0]]),)),
+    Hard(
+        "over minus infinities only it is minus infinity with a gradient of 0",
+        (A([[-inf, -inf], [0.0, -inf]]),),
+        A([-inf, 0.0]),
+        (A([[0.0, 0.0], [1.0, 0.0]]),),
+    ),
     Hard("over nothing too", (np.zeros((2, 0)),), A([-inf, -inf]), (np.zeros((2, 0)),)),
     Hard("of one value it is the value", (A([[-7.0]]),), A([-7.0]), (A([[1.0]]),)),
-)  # fmt: skip
+)
 
 
 def _cumsum(d: Draw) -> Sample:
@@ -141,7 +166,7 @@ def _running(x: Array, axis: int) -> Array:
     y = np.zeros(x.shape)
     for place in np.ndindex(*x.shape):
         until = list(place)
-        until[axis] = slice(0, place[axis] + 1)  # type: ignore[call-overload]
+        until[axis] = slice(0, place[axis] + 1)
         y[place] = math.fsum(x[tuple(until)].tolist())
     return y
 

@@ -40,8 +40,15 @@ case(
     _reshaped,
     nothing,
     Hard("a single value to no axes", (A([[5.0]]),), A(5.0), (A([[1.0]]),), {"shape": ()}),
-    Hard("of a transposed array, in row-major order", (A([[1.0, 2.0], [3.0, 4.0]]).T,), A([1.0, 3.0, 2.0, 4.0]), (A([[1.0, 2.0], [3.0, 4.0]]),), {"shape": 4}, A([1.0, 2.0, 3.0, 4.0])),
-)  # fmt: skip
+    Hard(
+        "of a transposed array, in row-major order",
+        (A([[1.0, 2.0], [3.0, 4.0]]).T,),
+        A([1.0, 3.0, 2.0, 4.0]),
+        (A([[1.0, 2.0], [3.0, 4.0]]),),
+        {"shape": 4},
+        A([1.0, 2.0, 3.0, 4.0]),
+    ),
+)
 
 
 def _transpose(d: Draw) -> Sample:
@@ -116,9 +123,17 @@ case(
     _concatenate,
     _joined,
     nothing,
-    Hard("one array passes as it is", (A([1.0, 2.0]),), A([1.0, 2.0]), (A([1.0, 1.0]),), {"axis": 0}),
-    Hard("empty ones add nothing", (np.zeros(0), A([1.0]), np.zeros(0)), A([1.0]), (np.zeros(0), A([1.0]), np.zeros(0)), {"axis": 0}),
-)  # fmt: skip
+    Hard(
+        "one array passes as it is", (A([1.0, 2.0]),), A([1.0, 2.0]), (A([1.0, 1.0]),), {"axis": 0}
+    ),
+    Hard(
+        "empty ones add nothing",
+        (np.zeros(0), A([1.0]), np.zeros(0)),
+        A([1.0]),
+        (np.zeros(0), A([1.0]), np.zeros(0)),
+        {"axis": 0},
+    ),
+)
 
 
 def _stack(d: Draw) -> Sample:
@@ -167,8 +182,14 @@ case(
     _cut,
     nothing,
     Hard("into one part", (A([1.0, 2.0]),), (A([1.0, 2.0]),), (A([1.0, 1.0]),), {"parts": 1}),
-    Hard("a part of no length is empty", (A([1.0, 2.0]),), (np.zeros(0), A([1.0, 2.0])), (A([1.0, 1.0]),), {"parts": [0, 2]}),
-)  # fmt: skip
+    Hard(
+        "a part of no length is empty",
+        (A([1.0, 2.0]),),
+        (np.zeros(0), A([1.0, 2.0])),
+        (A([1.0, 1.0]),),
+        {"parts": [0, 2]},
+    ),
+)
 
 
 def _pad(d: Draw) -> Sample:
@@ -189,9 +210,15 @@ case(
     _pad,
     _padded,
     nothing,
-    Hard("of nothing is the constant", (np.zeros(0),), A([7.0, 7.0]), (np.zeros(0),), {"widths": [(1, 1)], "value": 7.0}),
+    Hard(
+        "of nothing is the constant",
+        (np.zeros(0),),
+        A([7.0, 7.0]),
+        (np.zeros(0),),
+        {"widths": [(1, 1)], "value": 7.0},
+    ),
     Hard("by nothing is the value", (A([1.0]),), A([1.0]), (A([1.0]),), {"widths": [(0, 0)]}),
-)  # fmt: skip
+)
 
 
 def _flip(d: Draw) -> Sample:

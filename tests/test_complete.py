@@ -15,7 +15,7 @@ def test_every_op_has_a_case_and_every_case_an_op():
 
 def test_every_op_has_a_hard_input_and_a_docstring():
     assert [name for name, case in CASES.items() if not case.hard and name != "negate"] == []
-    assert [name for name, op in OPS.items() if not op.__doc__] == []
+    assert [name for name in CASES if not OPS[name].__doc__] == []
 
 
 def test_every_op_is_exported():

@@ -10,7 +10,7 @@ import pytest
 from accuracy import assert_same_bits
 
 from tinyplm import Tensor, detect_anomaly, no_grad, ops
-from tinyplm.autograd import op, recording
+from tinyplm.autograd import OPS, op, recording
 from tinyplm.errors import DtypeError, GraphError, NonFiniteError, ShapeError
 
 LINKS = 100_000
@@ -259,6 +259,7 @@ def test_an_error_within_backward_leaves_the_leaves_without_a_gradient():
 
     x = leaf(1.0)
     y = (x * 2.0 + breaks(x)).sum()
+    del OPS["breaks"]
     with pytest.raises(ZeroDivisionError):
         y.backward()
     assert x.grad is None

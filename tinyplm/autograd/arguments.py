@@ -21,12 +21,15 @@ class Arguments:
         parameters = inspect.signature(function).parameters.values()
         self.op = function.__name__.strip("_")
         self.inputs = [p.name for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD]
+        self._input_names = frozenset(self.inputs)
         self.options = [p.name for p in parameters if p.kind is p.KEYWORD_ONLY]
         any_number = any(p.kind is p.VAR_POSITIONAL for p in parameters)
         self.most = 1 << 30 if any_number else len(self.inputs)
 
     def arranged(self, given: tuple[Any, ...], named: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
         """Inputs given by name move to their place, options given by place to their name."""
+        if len(given) <= self.most and self._input_names.isdisjoint(named):
+            return given, named
         extra = given[self.most :]
         if len(extra) > len(self.options):
             known = ", ".join(self.inputs + self.options)

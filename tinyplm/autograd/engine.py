@@ -30,9 +30,10 @@ else:
 OPS: dict[str, "Op"] = {}
 """Every op by name."""
 
+SIMPLE = frozenset({int, float, bool, str, type(None)})
+"""Types of options that hold no array."""
+
 _clock = itertools.count(1)  # numbers nodes and announced writes
-
-
 _last_write = 0
 
 
@@ -236,10 +237,17 @@ def op(function: Callable[..., Any]) -> Op:
     def call(*inputs: Any, **attributes: Any) -> Any:
         if len(inputs) > most or attributes:
             inputs, attributes = expected.arranged(inputs, attributes)
-            attributes = {option: _plain(name, option, x) for option, x in attributes.items()}
         arrays: list[Any] = []
         parents: list[Any] = []
         wanted = outside = False
+        for option, x in attributes.items():
+            if x.__class__ in SIMPLE:
+                continue
+            if x.__class__ is Tensor:
+                attributes[option] = _plain(name, option, x)
+                outside = True
+            elif guard.hold_array((x,)):
+                outside = True
         for x in inputs:
             parent = None
             if x.__class__ is Tensor:
@@ -268,7 +276,7 @@ def op(function: Callable[..., Any]) -> Op:
                 check_finite(f"{name} (forward)", result)
             wanted = wanted and mode.recording
         node = Node(name, parents, pullback) if wanted else None
-        if outside or guard.exposed or (attributes and guard.hold_array(attributes.values())):
+        if outside or guard.exposed:
             given = [a for a, x in zip(arrays, inputs, strict=True) if a is x]
             taken = guard.watch(
                 pullback if wanted else None, result, [*given, *attributes.values()]
@@ -305,10 +313,8 @@ def _part(whole: Node, index: int) -> Node:
     return node
 
 
-def _plain(name: str, option: str, value: Any) -> Any:
-    """The value of an option, an array in place of a tensor."""
-    if value.__class__ is not Tensor:
-        return value
+def _plain(name: str, option: str, value: Tensor) -> Array:
+    """The array in place of a tensor that is given for an option."""
     if value.requires_grad:
         raise DtypeError(f"{name}: {option} cannot receive a gradient; pass {option}.detach().")
     return value._array

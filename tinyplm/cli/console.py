@@ -7,7 +7,7 @@ import os
 import sys
 import unicodedata
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any, TextIO
 
 from ..errors import TinyplmWarning
@@ -66,14 +66,12 @@ class Console:
             self.say(warnings.formatwarning(message, category, filename, lineno, line).rstrip())
 
 
-def table(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
+def table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
     """Columns under a header: numbers to the right, text to the left, wide letters counted as two."""
     cells = [[_cell(value) for value in row] for row in rows]
-    right = (
-        [all(isinstance(row[i], int | float | None) for row in rows) for i in range(len(header))]
-        if isinstance(rows, list)
-        else [False] * len(header)
-    )
+    right = [
+        all(isinstance(row[i], int | float | None) for row in rows) for i in range(len(header))
+    ]
     widths = [max(map(_width, column)) for column in zip(header, *cells, strict=True)]
     lines = []
     for row in [list(header), *cells]:

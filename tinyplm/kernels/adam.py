@@ -9,6 +9,7 @@ from ..backend import namespace
 from ..types import Array
 from .compiled import is_single, jit
 from .registry import Kernel
+from .threads import LEAST, share
 
 
 @Kernel
@@ -97,7 +98,8 @@ def _numba() -> Any:
             *(shrink, decay, beta_1, beta_2, 1 - beta_1, 1 - beta_2),
             *(step_size, 1 / root_correction, eps),
         )
-        flat = (a.reshape(-1) for a in (p, g, m, v))
-        loop(*flat, *map(np.float32, factors))
+        flat = p.reshape(-1), g.reshape(-1), m.reshape(-1), v.reshape(-1)
+        numbers = [np.float32(x) for x in factors]
+        share(p.size, lambda i, j: loop(*(a[i:j] for a in flat), *numbers), least=LEAST)
 
     return update

@@ -9,7 +9,8 @@ Layout: q (B, H, T, K), k (B, H, S, K), v (B, H, S, J), any strides. With `causa
 t + S - T, so that the last query sees every key, as it does when earlier keys come from a cache.
 """
 
-from collections.abc import Iterator
+import math
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,6 +19,7 @@ from ..backend import namespace
 from ..types import Array
 from .registry import Kernel
 from .softmax import score_softmax, score_softmax_pullback
+from .threads import LEAST, share
 
 TILE = 1 << 20
 """Scores in one tile: 4 MB of float32, about what a core's cache holds."""
@@ -51,18 +53,20 @@ def attention_forward(
     xp = namespace(q)
     shape = (*q.shape[:3], k.shape[2])
     y = xp.empty((*q.shape[:3], v.shape[3]), q.dtype)
-    tiles = list(_tiles(shape))
-    p_all = xp.zeros(shape, q.dtype) if keep and len(tiles) > 1 else None
-    for number, (b, h, t) in enumerate(tiles):
-        p, seen = _probabilities(q, k, bias, rules, (b, h, t))
-        if p_all is not None:
-            p_all[b, h, t, :seen] = p
-        elif len(tiles) == 1:
-            p_all = p
-        if rules.rate:
-            p = p * _kept(rules, number, p)
-        xp.matmul(p, v[b, h, :seen], out=y[b, h, t])
-    return y, xp.zeros(shape, q.dtype) if keep and p_all is None else p_all
+    keep = keep or math.prod(shape) <= TILE
+    p_all = xp.zeros(shape, q.dtype) if keep else None
+
+    def part(start: int, stop: int) -> None:
+        for b, h, t in _tiles(shape, start, stop):
+            p, seen = _probabilities(q, k, bias, rules, (b, h, t))
+            if p_all is not None:
+                p_all[b, h, t, :seen] = p
+            if rules.rate:
+                p *= _kept(rules, (b, h, t), p)
+            xp.matmul(p, v[b, h, :seen], out=y[b, h, t])
+
+    _share(shape, xp, part)
+    return y, p_all
 
 
 @Kernel
@@ -81,31 +85,47 @@ def attention_pullback(
     shape = (*q.shape[:3], k.shape[2])
     gq, gk, gv = xp.zeros(q.shape, q.dtype), xp.zeros(k.shape, k.dtype), xp.zeros(v.shape, v.dtype)
     g_bias = None if bias is None else xp.zeros(bias.shape, bias.dtype)
-    for number, (b, h, t) in enumerate(_tiles(shape)):
-        if p_all is None:
-            p, seen = _probabilities(q, k, bias, rules, (b, h, t))
-        else:
-            seen = _seen(t, shape, rules)
-            p = p_all[b, h, t, :seen]
-        g_tile = g[b, h, t]
-        gs = g_tile @ v[b, h, :seen].swapaxes(-1, -2)
-        used = p
-        if rules.rate:
-            kept = _kept(rules, number, p)
-            gs *= kept
-            used = p * kept
-        _add_product(gv[b, h, :seen], used.swapaxes(-1, -2), g_tile, fresh=t.start == 0)
-        if g_p is not None:
-            gs += g_p[b, h, t, :seen]
-        # A bias is added to scores that are scaled already, so its gradient comes before the scale.
-        scale = rules.scale if g_bias is None else 1.0
-        score_softmax_pullback(_groups(gs), _groups(p), scale)
-        if g_bias is not None:
-            _add_to_bias(g_bias, gs, (b, h, t), seen)
-            gs *= gs.dtype.type(rules.scale)
-        xp.matmul(gs, k[b, h, :seen], out=gq[b, h, t])
-        _add_product(gk[b, h, :seen], gs.swapaxes(-1, -2), q[b, h, t], fresh=t.start == 0)
+
+    def part(start: int, stop: int) -> None:
+        for b, h, t in _tiles(shape, start, stop):
+            if p_all is None:
+                p, seen = _probabilities(q, k, bias, rules, (b, h, t))
+            else:
+                seen = _seen(t, shape, rules)
+                p = p_all[b, h, t, :seen]
+            g_tile = g[b, h, t]
+            gs = g_tile @ v[b, h, :seen].swapaxes(-1, -2)
+            used = p
+            if rules.rate:
+                kept = _kept(rules, (b, h, t), p)
+                gs *= kept
+                used = p * kept
+            _add_product(gv[b, h, :seen], used.swapaxes(-1, -2), g_tile, fresh=t.start == 0)
+            if g_p is not None:
+                gs += g_p[b, h, t, :seen]
+            # A bias is added to scores that are scaled already: its gradient comes before the scale.
+            scale = rules.scale if g_bias is None else 1.0
+            score_softmax_pullback(_groups(gs), _groups(p), scale)
+            if g_bias is not None:
+                _add_to_bias(g_bias, gs, (b, h, t), seen)
+                gs *= gs.dtype.type(rules.scale)
+            xp.matmul(gs, k[b, h, :seen], out=gq[b, h, t])
+            _add_product(gk[b, h, :seen], gs.swapaxes(-1, -2), q[b, h, t], fresh=t.start == 0)
+
+    if g_bias is None:
+        _share(shape, xp, part)
+    else:  # all tiles add to one bias
+        part(0, shape[0])
     return gq, gk, gv, g_bias
+
+
+def _share(shape: tuple[int, ...], xp: Any, part: Callable[[int, int], None]) -> None:
+    """Share the rows of the batch between threads where there is enough to do."""
+    scores = math.prod(shape[1:])
+    if xp is np:
+        share(shape[0], part, least=-(-LEAST // max(1, scores)))
+    else:
+        part(0, shape[0])
 
 
 def _add_product(total: Array, a: Array, b: Array, *, fresh: bool) -> None:
@@ -116,18 +136,18 @@ def _add_product(total: Array, a: Array, b: Array, *, fresh: bool) -> None:
         total += a @ b
 
 
-def _tiles(shape: tuple[int, ...]) -> Iterator[Slices]:
-    """Slices of batch, heads and queries, each with at most TILE scores but at least one row."""
-    B, H, T, S = shape
+def _tiles(shape: tuple[int, ...], start: int, stop: int) -> Iterator[Slices]:
+    """Slices of batch rows from start to stop, heads and queries, each of at most TILE scores or one row of them."""
+    _, H, T, S = shape
     rows = max(1, TILE // max(1, S))
     t_step = min(T, rows) or 1
     h_step = min(H, max(1, rows // t_step)) or 1
-    b_step = min(B, max(1, rows // (t_step * h_step))) or 1
-    for b in range(0, B, b_step):
+    b_step = max(1, rows // (t_step * h_step))
+    for b in range(start, stop, b_step):
         for h in range(0, H, h_step):
             for t in range(0, T, t_step):
                 yield (
-                    slice(b, b + b_step),
+                    slice(b, min(stop, b + b_step)),
                     slice(h, h + h_step),
                     slice(t, min(T, t + t_step)),
                 )
@@ -178,10 +198,16 @@ def _add_to_bias(g_bias: Array, gs: Array, tile: Slices, seen: int) -> None:
     g_bias[place] += gs.sum(axis=axes, keepdims=True) if axes else gs
 
 
-def _kept(rules: Rules, number: int, like: Array) -> Array:
-    """Factors of dropout for the tile of this number: 0, or one over the share kept."""
+def _kept(rules: Rules, tile: Slices, like: Array) -> Array:
+    """Factors of dropout for a tile: 0, or one over the share kept. Each batch row draws for itself."""
     xp = namespace(like)
-    rng = np.random.default_rng([rules.seed, number])
-    kept = rng.random(like.shape, dtype=np.float32) >= rules.rate
+    b, h, t = tile
+    drawn = [
+        np.random.default_rng([rules.seed, row, h.start, t.start]).random(
+            like.shape[1:], np.float32
+        )
+        for row in range(b.start, b.stop)
+    ]
+    kept = np.stack(drawn) >= rules.rate
     scale = 0 if rules.rate == 1 else 1 / (1 - rules.rate)
     return xp.asarray(kept).astype(like.dtype) * like.dtype.type(scale)

@@ -41,7 +41,10 @@ _registered: set[Any] = set()
 
 def is_single(*arrays: Array) -> bool:
     """Whether all are float32 in row-major order without gaps, as the compiled loops want them."""
-    return all(a.dtype == np.float32 and a.flags.c_contiguous for a in arrays)
+    for a in arrays:
+        if a.dtype.char != "f" or not a.flags.c_contiguous:
+            return False
+    return True
 
 
 def exp32(x: Any) -> Any:

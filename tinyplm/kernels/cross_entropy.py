@@ -9,6 +9,7 @@ import numpy as np
 
 from ..backend import namespace
 from ..types import Array
+from .matmul import product
 from .registry import Kernel
 
 SLICE = 1 << 25
@@ -74,7 +75,7 @@ def linear_cross_entropy(
     g_weight = g_bias = None
     for start in range(0, N, step):
         here = slice(start, start + step)
-        logits = x_ND[here] @ weight_VD.T
+        logits = product(x_ND[here], weight_VD.T)
         if bias_V is not None:
             logits += bias_V
         labels, share = labels_N[here], share_N[here]
@@ -84,8 +85,8 @@ def linear_cross_entropy(
             continue
         g = cross_entropy_pullback(share, logits, labels, log_sum, smoothing)
         del logits
-        xp.matmul(g, weight_VD, out=gx[here])
-        part = g.T @ x_ND[here]
+        gx[here] = product(g, weight_VD)
+        part = product(g.T, x_ND[here])
         g_weight = part if g_weight is None else xp.add(g_weight, part, out=g_weight)
         if bias_V is not None:
             part = g.sum(axis=0)

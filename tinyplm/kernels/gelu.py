@@ -10,6 +10,7 @@ from ..types import Array
 from .compiled import exp32, is_single, jit
 from .erf import erf
 from .registry import Kernel
+from .threads import LEAST, share
 
 ROOT_HALF = math.sqrt(0.5)
 ROOT_2_OVER_PI = math.sqrt(2 / math.pi)
@@ -96,7 +97,8 @@ def _numba_forward() -> Any:
 
     def forward(x: Array) -> Array:
         y = np.empty_like(x)
-        loop(x.reshape(-1), y.reshape(-1))
+        flat_x, flat_y = x.reshape(-1), y.reshape(-1)
+        share(x.size, lambda i, j: loop(flat_x[i:j], flat_y[i:j]), least=LEAST)
         return y
 
     return forward
@@ -111,7 +113,8 @@ def _numba_pullback() -> Any:
 
     def pullback(g: Array, x: Array) -> Array:
         out = np.empty_like(x)
-        loop(g.reshape(-1), x.reshape(-1), out.reshape(-1))
+        flat = g.reshape(-1), x.reshape(-1), out.reshape(-1)
+        share(x.size, lambda i, j: loop(*(a[i:j] for a in flat)), least=LEAST)
         return out
 
     return pullback

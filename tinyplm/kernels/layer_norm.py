@@ -9,6 +9,7 @@ from ..backend import namespace
 from ..types import Array
 from .compiled import is_single, jit
 from .registry import Kernel
+from .threads import LEAST, share
 
 
 @Kernel
@@ -120,7 +121,13 @@ def _numba_forward() -> Any:
     def forward(x_RC: Array, gain: Array, bias: Array, eps: float) -> tuple[Array, Array, Array]:
         y_RC, n_RC = np.empty_like(x_RC), np.empty_like(x_RC)
         scale_R1 = np.empty((len(x_RC), 1), np.float32)
-        loop(x_RC, gain, bias, np.float32(eps), y_RC, n_RC, scale_R1)
+        share(
+            len(x_RC),
+            lambda i, j: loop(
+                x_RC[i:j], gain, bias, np.float32(eps), y_RC[i:j], n_RC[i:j], scale_R1[i:j]
+            ),
+            least=max(1, LEAST // max(1, x_RC.shape[1])),
+        )
         return y_RC, n_RC, scale_R1
 
     return forward
@@ -136,8 +143,18 @@ def _numba_pullback() -> Any:
     def pullback(
         g_RC: Array, n_RC: Array, scale_R1: Array, gain: Array
     ) -> tuple[Array, Array, Array]:
-        gx_RC, g_gain, g_bias = np.empty_like(g_RC), np.zeros_like(gain), np.zeros_like(gain)
-        loop(g_RC, n_RC, scale_R1, gain, gx_RC, g_gain, g_bias)
+        gx_RC = np.empty_like(g_RC)
+        sums: dict[int, tuple[Array, Array]] = {}  # of gain and bias, by the first row of a part
+
+        def part(i: int, j: int) -> None:
+            sums[i] = np.zeros_like(gain), np.zeros_like(gain)
+            loop(g_RC[i:j], n_RC[i:j], scale_R1[i:j], gain, gx_RC[i:j], *sums[i])
+
+        share(len(g_RC), part, least=max(1, LEAST // max(1, g_RC.shape[1])))
+        (g_gain, g_bias), *others = (sums[i] for i in sorted(sums))
+        for more_gain, more_bias in others:
+            g_gain += more_gain
+            g_bias += more_bias
         return gx_RC, g_gain, g_bias
 
     return pullback

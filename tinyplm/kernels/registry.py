@@ -6,6 +6,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+from numpy import ndarray
+
 from ..backend import namespace
 
 KERNELS: dict[str, "Kernel"] = {}
@@ -68,7 +70,7 @@ class Kernel:
     def __call__(self, *arguments: Any) -> Any:
         """Compute with the first variant that applies to the arguments, else as defined."""
         if self.variants and self._forced != "reference":
-            library = namespace(arguments[0]).__name__
+            library = "numpy" if type(arguments[0]) is ndarray else namespace(arguments[0]).__name__
             for variant in self.variants:
                 if (
                     variant.library == library

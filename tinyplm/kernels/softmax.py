@@ -64,15 +64,24 @@ def score_softmax_pullback(g_GTS: Array, p_GTS: Array, scale: float) -> None:
 def _score_loop(s: Array, scale: Any, first: int) -> None:
     G, T, S = s.shape
     low = np.float32(-np.inf)
+    lanes = np.empty(16, np.float32)  # a maximum is only vectorised when it is several at once
     for g in range(G):
         for t in range(T):
             seen = min(S, max(0, first + t + 1))
             row = s[g, t]
+            lanes[:] = low
+            whole = seen - seen % 16
+            for j in range(0, whole, 16):
+                for k in range(16):
+                    x = row[j + k] * scale
+                    row[j + k] = x
+                    lanes[k] = x if x > lanes[k] else lanes[k]
             top = low
-            for j in range(seen):
+            for j in range(whole, seen):
                 row[j] *= scale
-            for j in range(seen):
                 top = max(top, row[j])
+            for k in range(16):
+                top = max(top, lanes[k])
             if top == low:  # nothing was seen that is larger: minus infinities only, or NaN
                 blank = np.float32(0)
                 for j in range(seen):

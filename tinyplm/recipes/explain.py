@@ -11,6 +11,7 @@ from ..autograd.ops.loss import IGNORED
 from ..errors import DataError
 from ..objectives import OBJECTIVES
 from ..text import Tokenizer
+from ..text.kinds import byte_symbols
 
 UNBOUNDED = 1_000_000
 
@@ -67,9 +68,18 @@ def words(text: str) -> Tokenizer:
 
 
 def shown_token(tokenizer: Tokenizer, token: int) -> str:
-    """A token as text in quotes, so that spaces and line ends can be seen; its own name where it is no text."""
-    text = tokenizer.decode([token])
-    return repr(text) if text and "\ufffd" not in text else tokenizer.token(token)
+    r"""A token as text in quotes, so that spaces and line ends can be seen; parts of characters as \xed and such."""
+    if token in tokenizer.special_ids:
+        return tokenizer.token(token)
+    text = tokenizer.token(token)
+    if tokenizer.kind in ("bytes", "byte-bpe") and _BYTES.keys() >= set(text):
+        raw = bytes(_BYTES[symbol] for symbol in text)
+        text = raw.decode("utf-8", errors="backslashreplace")
+        return "'" + text.replace("\n", "\\n").replace("\r", "\\r").replace("\t", "\\t") + "'"
+    return repr(text)
+
+
+_BYTES = {symbol: byte for byte, symbol in enumerate(byte_symbols())}
 
 
 def _causal_lm(text: str, tokenizer: Tokenizer, model: Any) -> Explanation:

@@ -41,7 +41,7 @@ from ..train.checkpoint import replace_file
 from ..train.evaluate import Score, validation_loss
 from ..train.loop import Step, train
 from ..train.progress import MetricsLog
-from .doctor import cuda
+from .doctor import cuda, memory
 from .models import MODELS
 from .output import free_folder, left_as_found, refuse_taken
 from .run import Run, read_saved
@@ -121,6 +121,8 @@ def prepare(run: Run, output: Path, *, resumed: int = 0) -> Prepared:
     entry = MODELS[run.model]
     entry.config(run, run.vocab_size)  # refused before anything is written
     xp = _library(run.device)
+    if not resumed:
+        _check_tokenizer(run.tokenizer)
     tokens = _kept_tokens(output) if resumed else None
     corpus = (
         open_corpus(run.data, encoding=run.encoding, column=run.text_column)
@@ -140,9 +142,9 @@ def prepare(run: Run, output: Path, *, resumed: int = 0) -> Prepared:
             tokens = tokenize_corpus(corpus, tokenizer, output / "tokens.bin")
         assert tokens is not None  # kept or made
         training, held_out = _split(tokens, run)
-        model = entry.build(
-            entry.config(run, tokenizer.vocab_size), rng=np.random.default_rng(run.seed)
-        )
+        config = entry.config(run, tokenizer.vocab_size)
+        _check_memory(run, entry.build(config, rng=None).parameter_count)
+        model = entry.build(config, rng=np.random.default_rng(run.seed))
         if xp is not np:
             model.load({name: xp.asarray(array) for name, array in model.arrays().items()})
         windows = Windows(training, length=run.positions, batch=run.batch, seed=run.seed)
@@ -324,6 +326,26 @@ def _kept_tokens(output: Path) -> TokenFile | None:
         return None
 
 
+def _check_tokenizer(name: str) -> None:
+    """Refuse a tokenizer that is neither trained here nor on the disk."""
+    if name not in TOKENIZERS and not Path(name).exists():
+        near = difflib.get_close_matches(name, TOKENIZERS, n=1)
+        hint = f" Did you mean '{near[0]}'?" if near else ""
+        raise ConfigError(
+            f"--tokenizer is '{name}', which is neither a file or folder nor one of: {', '.join(TOKENIZERS)}.{hint}"
+        )
+
+
+def _check_memory(run: Run, parameters: int) -> None:
+    """Refuse a model that cannot be trained in the memory of this machine: its weights, gradients and two moments."""
+    needed, there = 16 * parameters, memory()
+    if run.device == "cpu" and there is not None and needed > there:
+        raise ConfigError(
+            f"{parameters:,} parameters take {needed / 1e9:,.1f} GB to train, and this machine has "
+            f"{there / 1e9:,.1f} GB. Lower --layers, --hidden-size or --vocab-size."
+        )
+
+
 def _tokenizer(run: Run, corpus: Any, output: Path) -> Tokenizer:
     """The run's tokenizer, trained or loaded, and saved in its folder."""
     if run.tokenizer in TOKENIZERS:
@@ -336,15 +358,8 @@ def _tokenizer(run: Run, corpus: Any, output: Path) -> Tokenizer:
             vocab_size=run.vocab_size,
             special_tokens=special,
         )
-    elif Path(run.tokenizer).exists():
-        tokenizer = Tokenizer.load(Path(run.tokenizer))
     else:
-        near = difflib.get_close_matches(run.tokenizer, TOKENIZERS, n=1)
-        hint = f" Did you mean '{near[0]}'?" if near else ""
-        raise ConfigError(
-            f"--tokenizer is '{run.tokenizer}', which is neither a file or folder nor one of: "
-            f"{', '.join(TOKENIZERS)}.{hint}"
-        )
+        tokenizer = Tokenizer.load(Path(run.tokenizer))
     tokenizer.save(output)
     return tokenizer
 

@@ -88,7 +88,8 @@ def train(
             )
         prepared = [objective.prepare(batch, rng=rng) for batch in given]
         counts = _added([objective.counts(batch) for batch in prepared])
-        model.clear_gradients()
+        for parameter in parameters:
+            parameter.grad = None
         loss = 0.0
         for batch in prepared:
             part = objective.loss(model, batch, counts=counts, rng=rng)

@@ -102,11 +102,35 @@ case(
     ),
 )
 
-EQUATIONS = (
-    "ij,jk->ik i,i-> ij->ji ij-> ij->i i->i ii->i ii-> iij->j bthk,bshk->bhts ij,jk,kl->il ij,jk ba ii "
-    "...i,...i->... ...ij,jk->...ik i...->... ...ij->...ji ij,ij,ij->ij ,i->i i,j->ij ...,...->... "
-    "b...,b...->b ij,ji-> iji->ij i,i,i-> a...b,bc->a...c"
-).split()
+EQUATIONS = [
+    "ij,jk->ik",
+    "i,i->",
+    "ij->ji",
+    "ij->",
+    "ij->i",
+    "i->i",
+    "ii->i",
+    "ii->",
+    "iij->j",
+    "bthk,bshk->bhts",
+    "ij,jk,kl->il",
+    "ij,jk",
+    "ba",
+    "ii",
+    "...i,...i->...",
+    "...ij,jk->...ik",
+    "i...->...",
+    "...ij->...ji",
+    "ij,ij,ij->ij",
+    ",i->i",
+    "i,j->ij",
+    "...,...->...",
+    "b...,b...->b",
+    "ij,ji->",
+    "iji->ij",
+    "i,i,i->",
+    "a...b,bc->a...c",
+]
 
 
 def _einsum(d: Draw) -> Sample:

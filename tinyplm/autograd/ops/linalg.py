@@ -7,6 +7,7 @@ import numpy as np
 
 from ...backend import namespace
 from ...errors import ShapeError
+from ...kernels.matmul import product
 from ...types import Array, Pullback
 from ..engine import Tensor, op
 from .broadcasting import at_least_float32, like, same_precision, unbroadcast
@@ -53,7 +54,7 @@ def linear(x: Array, weight: Array, bias: Array | None = None) -> tuple[Array, P
             f"linear: x has {x.shape[-1]} values on its last axis, but weight {weight.shape} takes {weight.shape[0]}."
         )
     x_ND = x.reshape(-1, x.shape[-1])
-    y = same_precision(x_ND @ weight, x, weight)
+    y = same_precision(product(x_ND, weight), x, weight)
     if bias is not None:
         if bias.shape != weight.shape[1:]:
             raise ShapeError(f"linear: bias has shape {bias.shape}, expected {weight.shape[1:]}.")
@@ -63,8 +64,8 @@ def linear(x: Array, weight: Array, bias: Array | None = None) -> tuple[Array, P
     def pullback(g: Array) -> tuple[Pullback, Pullback, Pullback]:
         g_NF = g.reshape(len(x_ND), g.shape[-1])
         return (
-            lambda: (g_NF @ weight.T).reshape(shape),
-            lambda: x_ND.T @ g_NF,
+            lambda: product(g_NF, weight.T).reshape(shape),
+            lambda: product(x_ND.T, g_NF),
             lambda: unbroadcast(g_NF, like_bias),
         )
 

@@ -1,0 +1,170 @@
+"""Who owns the cores: a few sleeping threads of our own, which share rows of one kernel at a time.
+
+A BLAS that computes with several threads lets them spin, waiting for one another. That is quick on an idle machine; as
+soon as anything else runs on a core, each product waits for the scheduler (8 ms where 1 ms was needed). So while our
+threads share a product, BLAS computes with one thread in each. They sleep on a lock between kernels, wake in about
+10 microseconds, and the parts depend on shapes and the number of threads only: the same bits every time.
+"""
+
+import contextlib
+import ctypes
+import functools
+import os
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+LEAST = 1 << 15
+"""Values of a compiled loop that are worth a thread's while: about 20 microseconds of one core."""
+
+Work = Callable[[int, int], None]
+"""Computes the items from start to stop; parts touch different memory."""
+
+
+def available() -> int:
+    """Threads that kernels are shared between: the cores this process may use, or TINYPLM_THREADS."""
+    asked = os.environ.get("TINYPLM_THREADS", "")
+    if asked.isdecimal() and int(asked) > 0:
+        return int(asked)
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+class _Worker:
+    """A thread that sleeps until it is given a part."""
+
+    def __init__(self) -> None:
+        self._start, self._finished = threading.Lock(), threading.Lock()
+        self._start.acquire()
+        self._finished.acquire()
+        self._part: Callable[[], None] | None = None
+        self._error: BaseException | None = None
+        threading.Thread(target=self._run, name="tinyplm-kernel", daemon=True).start()
+
+    def begin(self, part: Callable[[], None]) -> None:
+        self._part = part
+        self._start.release()
+
+    def finish(self) -> BaseException | None:
+        self._finished.acquire()
+        error, self._error = self._error, None
+        return error
+
+    def _run(self) -> None:
+        while True:
+            self._start.acquire()
+            try:
+                if self._part is not None:
+                    self._part()
+            except BaseException as error:
+                self._error = error
+            self._part = None
+            self._finished.release()
+
+
+_pool: list[_Worker] = []
+_pool_of = 0  # the process whose threads these are: a fork has none
+_in_use = threading.Lock()
+
+
+def share(total: int, work: Work, *, least: int = 1) -> None:
+    """Do the items 0 to total in parts at the same time, of at least `least` items each.
+
+    When the threads are busy, as they are for work that is shared within work, all of it is done here.
+    """
+    parts = min(available(), total // max(1, least))
+    if parts < 2 or not _in_use.acquire(blocking=False):
+        work(0, total)
+        return
+    try:
+        bounds = [total * i // parts for i in range(parts + 1)]
+        workers = _workers(parts - 1)
+        with one_blas_thread():
+            for worker, start, stop in zip(workers, bounds[1:], bounds[2:], strict=False):
+                worker.begin(functools.partial(work, start, stop))
+            try:
+                work(0, bounds[1])
+            finally:
+                errors = [worker.finish() for worker in workers]
+        for error in errors:
+            if error is not None:
+                raise error
+    finally:
+        _in_use.release()
+
+
+def _workers(count: int) -> list[_Worker]:
+    global _pool_of
+    if _pool_of != os.getpid():
+        _pool.clear()
+        _pool_of = os.getpid()
+    while len(_pool) < count:
+        _pool.append(_Worker())
+    return _pool[:count]
+
+
+def _after_fork() -> None:
+    """A child starts with no threads, and with nobody at work."""
+    global _in_use
+    _in_use = threading.Lock()
+    _pool.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
+
+
+@contextlib.contextmanager
+def one_blas_thread() -> Iterator[None]:
+    """Let NumPy's BLAS compute with one thread within a block, where it is an OpenBLAS that can be asked."""
+    setter, getter = _openblas()
+    before = getter()
+    if before == 1:
+        yield
+        return
+    setter(1)
+    try:
+        yield
+    finally:
+        setter(before)
+
+
+@functools.cache
+def _openblas() -> tuple[Callable[[int], Any], Callable[[], int]]:
+    """Functions that set and tell the number of threads of the OpenBLAS in this process."""
+    for path in _libraries():
+        try:
+            library = ctypes.CDLL(path)
+        except OSError:
+            continue
+        for prefix in ("scipy_openblas", "openblas"):
+            for suffix in ("64_", ""):
+                setter = getattr(library, f"{prefix}_set_num_threads{suffix}", None)
+                getter = getattr(library, f"{prefix}_get_num_threads{suffix}", None)
+                if setter is not None and getter is not None:
+                    setter.argtypes, setter.restype = [ctypes.c_int], None
+                    getter.argtypes, getter.restype = [], ctypes.c_int
+                    return setter, getter
+    return (lambda _: None), (lambda: 1)
+
+
+def is_ours_to_share() -> bool:
+    """Whether products may be shared: BLAS can be told to use one thread, or uses one already."""
+    return _openblas()[1].__name__ != "<lambda>"
+
+
+def _libraries() -> Iterator[str]:
+    """Files of OpenBLAS that came with NumPy, or that the process has loaded."""
+    from pathlib import Path
+
+    import numpy as np
+
+    package = Path(np.__file__).parent
+    for folder in (package.parent / "numpy.libs", package / ".dylibs"):
+        if folder.is_dir():
+            yield from (str(path) for path in sorted(folder.glob("*openblas*")))
+    maps = Path("/proc/self/maps")
+    if maps.is_file():
+        lines = maps.read_text(encoding="utf-8", errors="replace").splitlines()
+        yield from sorted({line.split()[-1] for line in lines if "openblas" in line})

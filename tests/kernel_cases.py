@@ -15,8 +15,8 @@ from tinyplm.kernels.attention import Rules
 for _module in pkgutil.iter_modules(tinyplm.kernels.__path__):
     importlib.import_module(f"tinyplm.kernels.{_module.name}")  # so that every kernel is registered
 
-SHAPES = [(1, 1), (3, 7), (8, 8), (5, 33), (2, 1000), (64, 48), (0, 4)]
-"""Rows and columns."""
+SHAPES = [(1, 1), (3, 7), (8, 8), (5, 33), (2, 1000), (64, 48), (0, 4), (301, 517)]
+"""Rows and columns; the last is shared between threads."""
 
 
 @dataclass(frozen=True)
@@ -138,6 +138,9 @@ KERNEL_CASES = {
     "linear_cross_entropy": KernelCase(_linear),
     "attention_forward": KernelCase(_attention),
     "attention_pullback": KernelCase(_attention_back),
+    "product": KernelCase(
+        lambda rng, R, C: (rng.standard_normal((R, 64)) / 8, rng.standard_normal((64, C)))
+    ),
     "add_rows": KernelCase(
         lambda rng, R, C: (_rows(rng, R, C), rng.integers(0, max(1, R // 2), R), max(1, R // 2))
     ),

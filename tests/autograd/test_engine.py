@@ -310,6 +310,27 @@ def test_integers_with_float32_are_refused(name):
         getattr(ops, name)(Tensor(grid(2, 2), dtype="float32"), Tensor(np.ones((2, 2), int)))
 
 
+@pytest.mark.parametrize(("low", "high"), [("float32", "float64"), ("float16", "float32")])
+@pytest.mark.parametrize(
+    "function",
+    [
+        *(ops.add, ops.subtract, ops.multiply, ops.divide, ops.power, ops.matmul, ops.maximum),
+        *(ops.linear, ops.mean_squared_error, ops.binary_cross_entropy, ops.cosine),
+        lambda a, b: ops.where(np.eye(2, dtype=bool), a, b),
+        lambda a, b: ops.concatenate([a, b]),
+        lambda a, b: ops.stack([a, b]),
+        lambda a, b: ops.einsum("ij,jk->ik", a, b),
+    ],
+)
+def test_two_precisions_give_the_higher_and_each_gradient_has_its_own(function, low, high):
+    a = Tensor([[0.5, 1.0], [0.25, 0.75]], dtype=low, requires_grad=True)
+    b = Tensor([[1.0, 0.5], [0.75, 0.25]], dtype=high, requires_grad=True)
+    y = function(a, b)
+    assert y.dtype == high
+    y.sum().backward()
+    assert (a.grad.dtype, b.grad.dtype) == (low, high)
+
+
 @pytest.mark.parametrize("join", [ops.concatenate, ops.stack])
 def test_joining_integers_to_float32_is_refused(join):
     with pytest.raises(DtypeError, match="int64"):
@@ -329,10 +350,14 @@ def test_axes_that_do_not_exist_are_refused():
             call()
 
 
-@pytest.mark.parametrize("ids", [[[0, 3]], [[-1, 0]]])
+@pytest.mark.parametrize("ids", [[[0, 3]], [[-1, 0]], [[7, -1]]])
 def test_ids_outside_the_table_are_named(ids):
     with pytest.raises(IndexError, match=r"outside \[0, 3\)"):
         ops.take_rows(grid(3, 2), np.array(ids))
+
+
+def test_the_first_and_the_last_row_of_a_table_can_be_taken():
+    assert ops.take_rows(grid(3, 2), np.array([0, 2])).shape == (2, 2)
 
 
 def test_ids_that_are_not_integers_are_refused():

@@ -12,7 +12,7 @@ from tinyplm.autograd import OPS, KinkError, Tensor, guard
 from tinyplm.autograd.cases import CASES, Sample
 from tinyplm.autograd.cases.case import is_float_array
 from tinyplm.autograd.gradcheck import check_gradient, check_value
-from tinyplm.errors import GraphError
+from tinyplm.errors import ConfigError, GraphError
 
 HALVES = [np.dtype("float16"), np.dtype(ml_dtypes.bfloat16)]
 DTYPES = [np.dtype("float64"), np.dtype("float32"), *HALVES]
@@ -284,3 +284,77 @@ def test_hard_inputs_give_what_is_promised(name, hard, dtype, relative):
             assert_near(x.grad, e, relative, f"gradient {i}")
         else:
             assert e is None
+
+
+# What dropout promises beyond single cases.
+
+
+def six_sigma(rate, count):
+    return 6 * (rate * (1 - rate) / count) ** 0.5
+
+
+@pytest.mark.parametrize("rate", [0.1, 0.5, 0.9])
+def test_dropout_drops_its_share_and_scales_the_rest(rate):
+    x = np.ones((400, 250))
+    y = OPS["dropout"](x, rate=rate, rng=np.random.default_rng(0)).array
+    assert abs((y == 0).mean() - rate) < six_sigma(rate, x.size)
+    np.testing.assert_allclose(y[y != 0], 1 / (1 - rate), rtol=1e-15)
+
+
+def test_dropout_drops_the_same_for_the_same_seed_and_other_values_for_another():
+    x = np.ones(1000)
+    first, same, other = (
+        OPS["dropout"](x, rate=0.5, rng=np.random.default_rng(seed)).array for seed in (1, 1, 2)
+    )
+    assert_same_bits(first, same)
+    assert not np.array_equal(first, other)
+
+
+def test_dropout_goes_on_drawing_from_one_generator():
+    rng, x = np.random.default_rng(0), np.ones(1000)
+    first, second = (OPS["dropout"](x, rate=0.5, rng=rng).array for _ in range(2))
+    assert not np.array_equal(first, second)
+
+
+@pytest.mark.parametrize("name", ["dropout", "attention"])
+@pytest.mark.parametrize("rate", [-0.1, 1.5, float("nan")])
+def test_a_rate_that_is_no_probability_is_refused(name, rate):
+    x = np.ones((2, 2))
+    inputs = (x,) if name == "dropout" else (x, x, x)
+    with pytest.raises(ConfigError, match=f"rate is {rate}"):
+        OPS[name](*inputs, rate=rate, rng=np.random.default_rng(0))
+
+
+def attended(**attributes):
+    """What is used of equal probabilities of 50 keys, for 2 x 3 x 40 queries."""
+    q, k = np.zeros((2, 3, 40, 4)), np.zeros((2, 3, 50, 4))
+    units = np.broadcast_to(np.eye(50), (2, 3, 50, 50))
+    return OPS["attention"](q, k, units, **attributes).array
+
+
+@pytest.mark.parametrize("rate", [0.1, 0.5])
+def test_attention_drops_its_share_of_probabilities_and_scales_the_rest(rate):
+    used = attended(rate=rate, rng=np.random.default_rng(0))
+    assert abs((used == 0).mean() - rate) < six_sigma(rate, used.size)
+    np.testing.assert_allclose(used[used != 0], 1 / 50 / (1 - rate), rtol=1e-14)
+
+
+def test_attention_drops_the_same_for_the_same_seed_only_and_otherwise_in_each_head():
+    first, same, other = (attended(rate=0.5, rng=np.random.default_rng(s)) for s in (1, 1, 2))
+    assert_same_bits(first, same)
+    assert not np.array_equal(first, other)
+    heads = first.reshape(6, 40, 50)
+    assert all(not np.array_equal(heads[i], heads[j]) for i in range(6) for j in range(i))
+
+
+def test_attention_drops_nothing_without_a_generator():
+    assert_same_bits(attended(rate=0.5), attended())
+
+
+def test_attention_gives_the_probabilities_before_dropout():
+    q = np.random.default_rng(0).standard_normal((4, 3))
+    options = {"return_probabilities": True}
+    _, plain = OPS["attention"](q, q, q, **options)
+    _, p = OPS["attention"](q, q, q, rate=0.5, rng=np.random.default_rng(0), **options)
+    assert_same_bits(p.array, plain.array)
+    np.testing.assert_allclose(p.array.sum(axis=-1), 1, rtol=1e-15)

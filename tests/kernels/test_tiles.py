@@ -21,8 +21,7 @@ def drawn(name, seed):
 def test_attention_in_small_tiles_has_the_same_value_and_gradient(monkeypatch, tile):
     monkeypatch.setattr(attention, "TILE", tile)
     for sample in drawn("attention", tile):
-        if "rng" not in sample.attributes:  # each tile draws its own
-            check_value("attention", sample)
+        check_value("attention", sample)
         check_gradient("attention", sample)
 
 

@@ -11,6 +11,7 @@ from accuracy import assert_near
 from tinyplm import Tensor
 from tinyplm.autograd import OPS
 from tinyplm.autograd.cases import CASES, NumpyDraw
+from tinyplm.autograd.cases.attention import kept_factors
 from tinyplm.autograd.cases.case import is_float_array
 
 torch = pytest.importorskip("torch")
@@ -110,10 +111,9 @@ def attention(
     p = softmax(scores.masked_fill(~allowed, -np.inf))
     used = p
     if rng is not None and rate:
-        draws = np.random.default_rng([int(rng.integers(1 << 63)), 0])
-        four = (1,) * (4 - p.ndim) + tuple(p.shape)
-        keep = draws.random(four, dtype=np.float32).reshape(tuple(p.shape)) >= rate
-        used = p * torch.tensor(keep) / (1 - rate)
+        used = p * torch.tensor(
+            kept_factors(*(x.detach().double().numpy() for x in (q, k)), rate, rng)
+        ).to(p)
     return (used @ v, p) if return_probabilities else used @ v
 
 

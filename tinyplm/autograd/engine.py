@@ -404,13 +404,15 @@ def _reachable(root: Node) -> list[Node]:
 
 
 def _store(leaves: dict[Tensor, Array]) -> None:
-    """Give each leaf a gradient that is its own: writable, and shared with no other."""
+    """Give each leaf a gradient that is its own: of its dtype, writable, and shared with no other."""
     owners: set[int] = set()
     for leaf, new in leaves.items():
         if leaf.grad is not None:
             leaf.grad += new
             continue
         new = new if is_array(new) else np.asarray(new)
+        if new.dtype != leaf._array.dtype:  # a result in two precisions has the higher
+            new = new.astype(leaf._array.dtype)
         if new.base is not None or id(new) in owners:
             new = new.copy()
         owners.add(id(new))

@@ -123,7 +123,7 @@ def _share(shape: tuple[int, ...], xp: Any, part: Callable[[int, int], None]) ->
     """Share the rows of the batch between threads where there is enough to do."""
     scores = math.prod(shape[1:])
     if xp is np:
-        share(shape[0], part, least=-(-LEAST // max(1, scores)))
+        share(shape[0], part, least=-(-LEAST // max(1, 4 * scores)))  # a score costs as four values
     else:
         part(0, shape[0])
 

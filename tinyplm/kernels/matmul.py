@@ -8,8 +8,8 @@ from ..types import Array
 from .registry import Kernel
 from .threads import is_ours_to_share, one_blas_thread, share
 
-LEAST = 1 << 22
-"""Multiplications worth a thread's while: about 30 microseconds of one core."""
+LEAST = 1 << 23
+"""Multiplications worth a thread's while: about 120 microseconds of one core."""
 
 
 @Kernel

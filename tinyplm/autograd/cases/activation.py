@@ -153,6 +153,14 @@ case(
         A([0.0, 1.0]),
     ),
     Hard(
+        "without overflow",
+        (A([1000.0, 1000.0]),),
+        A([-math.log(2), -math.log(2)]),
+        (A([-0.5, 0.5]),),
+        {},
+        A([0.0, 1.0]),
+    ),
+    Hard(
         "minus infinity where x is",
         (A([0.0, -inf]),),
         A([0.0, -inf]),

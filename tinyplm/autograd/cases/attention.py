@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from ...types import Array
+from ..engine import OPS
 from .case import Hard, Sample, Seed, case
 from .draw import Draw, count
 
@@ -57,7 +58,7 @@ def _one_by_one(
     added = np.broadcast_to(0.0 if bias is None else bias, scores)
     allowed = np.broadcast_to(True if mask is None else mask, scores)
     p, y = np.zeros(scores), np.zeros((*leading, T, v.shape[-1]))
-    factors = _factors(scores, rate, rng)
+    factors = kept_factors(q, k, rate, rng)
     for place in np.ndindex(*leading, T):
         *where, t = place
         head = tuple(where)
@@ -80,12 +81,18 @@ def _one_by_one(
     return (y, p) if return_probabilities else y
 
 
-def _factors(scores: tuple[int, ...], rate: float, rng: Any) -> Array:
-    """What dropout multiplies with: everything fits one tile, which draws from [seed, 0]."""
+def kept_factors(q: Array, k: Array, rate: float, rng: Any) -> Array:
+    """What dropout multiplies the probabilities with, seen from outside.
+
+    The same seed drops the same: with unit vectors for values the result is what was used of each probability, and
+    without a mask no probability is 0 by itself.
+    """
+    scores = (*q.shape[:-1], k.shape[-2])
     if rng is None or not rate:
         return np.ones(scores)
-    numbers = np.random.default_rng([int(rng.integers(1 << 63)), 0])
-    return np.where(numbers.random(scores, dtype=np.float32) >= rate, 1 / (1 - rate), 0.0)
+    units = np.broadcast_to(np.eye(scores[-1]), (*q.shape[:-2], scores[-1], scores[-1]))
+    used, _ = OPS["attention"].on_arrays(0 * q, k, units, rate=rate, rng=rng)
+    return np.where(used > 0, 1 / (1 - rate), 0.0)
 
 
 def _keeps(s: Sample) -> int:

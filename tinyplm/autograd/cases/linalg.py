@@ -13,14 +13,16 @@ A = np.array
 
 def _matmul(d: Draw) -> Sample:
     T, S, U = (0 if d.rarely(16) else d.integer(1, 4) for _ in range(3))
-    kind = d.integer(0, 3)
+    kind = d.integer(
+        0, 4
+    )  # two matrices, stacks of them, a vector on the left, on the right, two vectors
     leading = d.shape(0, 2, side=3) if kind else ()
     a: tuple[int, ...] = (*d.broadcastable(leading), T, S)
     b: tuple[int, ...] = (*d.broadcastable(leading), S, U)
-    if kind == 2:
-        a, b = ((S,), b) if d.boolean() else (a, (S,))
-    elif kind == 3 and d.rarely(3):
-        a, b = (S,), (S,)
+    if kind in (2, 4):
+        a = (S,)
+    if kind in (3, 4):
+        b = (S,)
     return Sample((d.array(a), d.array(b)))
 
 

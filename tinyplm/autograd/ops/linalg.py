@@ -59,13 +59,13 @@ def linear(x: Array, weight: Array, bias: Array | None = None) -> tuple[Array, P
         if bias.shape != weight.shape[1:]:
             raise ShapeError(f"linear: bias has shape {bias.shape}, expected {weight.shape[1:]}.")
         y += bias
-    shape = x.shape
+    shape, like_x, like_weight = x.shape, like(x), like(weight)
 
     def pullback(g: Array) -> tuple[Pullback, Pullback, Pullback]:
         g_NF = g.reshape(len(x_ND), g.shape[-1])
         return (
-            lambda: product(g_NF, weight.T).reshape(shape),
-            lambda: product(x_ND.T, g_NF),
+            lambda: unbroadcast(product(g_NF, weight.T).reshape(shape), like_x),
+            lambda: unbroadcast(product(x_ND.T, g_NF), like_weight),
             lambda: unbroadcast(g_NF, like_bias),
         )
 

@@ -215,12 +215,12 @@ def binary_cross_entropy(
     xp = namespace(logits)
     losses = xp.maximum(logits, 0) - logits * targets + xp.log1p(xp.exp(-xp.abs(logits)))
     y, share = _reduced(same_precision(losses, logits, targets), reduction)
-    like_targets = like(targets)
+    like_logits, like_targets = like(logits), like(targets)
 
     def pullback(g: Array) -> tuple[Pullback, Pullback]:
         g = g * share
         return (
-            lambda: g * (logistic(logits) - targets),
+            lambda: unbroadcast(g * (logistic(logits) - targets), like_logits),
             lambda: unbroadcast(-g * logits, like_targets),
         )
 
@@ -237,11 +237,11 @@ def mean_squared_error(
     _same_shape("mean_squared_error", prediction, target)
     difference = same_precision(prediction - target, prediction, target)
     y, share = _reduced(difference * difference, reduction)
-    like_target = like(target)
+    like_prediction, like_target = like(prediction), like(target)
 
-    def pullback(g: Array) -> tuple[Array, Any]:
-        g_prediction = (2 * share) * g * difference
-        return g_prediction, unbroadcast(-g_prediction, like_target)
+    def pullback(g: Array) -> tuple[Any, Any]:
+        g_both = (2 * share) * g * difference
+        return unbroadcast(g_both, like_prediction), unbroadcast(-g_both, like_target)
 
     return y, pullback
 

@@ -59,8 +59,8 @@ def library(device: str) -> ModuleType:
 def keep_freed_memory() -> bool:
     """Ask the C library to keep freed memory for the next allocation; whether it will.
 
-    By default glibc hands large blocks back to the system as they are freed, and every step of a training loop asks for them
-    again, page by page. Elsewhere nothing changes.
+    By default glibc hands large blocks back to the system as they are freed, and every step of a training loop asks
+    for them again, page by page. Elsewhere nothing changes.
     """
     try:
         mallopt = ctypes.CDLL(None).mallopt

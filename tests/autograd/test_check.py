@@ -108,11 +108,9 @@ def test_a_mean_in_place_of_a_sum_is_found():
         check_grad(plus, grid(3, 2), grid(2))
 
 
-@pytest.mark.parametrize(
-    "made", [lambda g: g[None], lambda g: g.sum(), lambda g: g.astype(np.float32)]
-)
-def test_a_gradient_of_another_shape_or_dtype_is_found(made):
-    with pytest.raises((GradientError, ValueError)):
+@pytest.mark.parametrize("made", [lambda g: g[None], lambda g: g.sum(), lambda g: g[:1]])
+def test_a_gradient_of_another_shape_is_found(made):
+    with pytest.raises(GradientError, match=r"gradient of a float64 \(3,\) came as float64"):
         check_grad(cube(lambda g, x: made(g * 3 * x**2)), grid(3))
 
 

@@ -9,7 +9,7 @@ from tinyplm.autograd.cases import CASES, NumpyDraw
 from tinyplm.autograd.gradcheck import check_gradient, check_value
 from tinyplm.kernels import attention, cross_entropy
 
-DRAWS = 60
+DRAWS = 30
 
 
 def drawn(name, seed):

@@ -136,8 +136,8 @@ def cross_entropy(logits, labels, ignored, smoothing, weights, reduction):
     return losses.sum() / (shares.sum() if reduction == "mean" else 1)
 
 
-def linear_cross_entropy(x, weight, bias, labels, **more):
-    return cross_entropy(F.linear(x, weight, bias), labels, **more)
+def linear_cross_entropy(x, weight, bias, labels, scale, **more):
+    return scale * cross_entropy(F.linear(x, weight, bias), labels, **more)
 
 
 def kl_divergence(log_p, log_q, reduction):

@@ -41,10 +41,7 @@ _registered: set[Any] = set()
 
 def is_single(*arrays: Array) -> bool:
     """Whether all are float32 in row-major order without gaps, as the compiled loops want them."""
-    for a in arrays:
-        if a.dtype.char != "f" or not a.flags.c_contiguous:
-            return False
-    return True
+    return all(a.dtype.char == "f" and a.flags.c_contiguous for a in arrays)
 
 
 def exp32(x: Any) -> Any:

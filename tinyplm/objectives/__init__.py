@@ -1,6 +1,6 @@
 """What pretraining minimises: one file per objective, how the data is made and the loss, together."""
 
-from .causal_lm import CausalLM
+from .causal_lm import CausalLM as CausalLM
 from .objective import Objective as Objective
 
 OBJECTIVES: dict[str, type] = {"causal-lm": CausalLM}

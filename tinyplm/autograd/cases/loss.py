@@ -122,12 +122,15 @@ def _linear_cross_entropy(d: Draw) -> Sample:
     x = d.array((*shape, D))
     bias = d.array((V,)) if d.boolean() else None
     reduction = d.choice(["mean", "sum"]) if x.size else "sum"
-    return Sample((x, d.array((V, D)), bias, more.pop("labels")), more | {"reduction": reduction})
+    more |= {"reduction": reduction, "scale": d.choice([1.0, 0.25])}
+    return Sample((x, d.array((V, D)), bias, more.pop("labels")), more)
 
 
-def _from_logits(x: Array, weight: Array, bias: Any, labels: Array, **more: Any) -> Array:
+def _from_logits(
+    x: Array, weight: Array, bias: Any, labels: Array, scale: float, **more: Any
+) -> Array:
     logits = (x[..., None, :] * weight).sum(axis=-1) + (0 if bias is None else bias)
-    return _mean_surprise(logits, labels, **more)
+    return np.asarray(scale * _mean_surprise(logits, labels, **more))
 
 
 case(

@@ -6,9 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from ...backend import namespace
 from ...errors import DtypeError
-from ...types import Array, Pullback
+from ...types import Pullback
 
 Like = tuple[tuple[int, ...], np.dtype[Any]] | None
 """Shape and dtype of an input that can have a gradient; None for numbers and integers."""
@@ -109,8 +108,3 @@ def _rounded(
         return tuple(map(narrow_gradient, given, half[: len(given)]))
 
     return tuple(map(narrow, result)) if isinstance(result, tuple) else narrow(result), rounded
-
-
-def zeros(shape: tuple[int, ...], dtype: Any, beside: Array) -> Array:
-    """Zeros of the library that owns another array."""
-    return namespace(beside).zeros(shape, dtype)

@@ -8,11 +8,11 @@ from hypothesis import given, reject
 from hypothesis import strategies as st
 from strategies import samples
 
-from tinyplm.autograd import OPS, KinkError, Tensor, guard
+from tinyplm.autograd import OPS, KinkError, Tensor, guard, no_grad
 from tinyplm.autograd.cases import CASES, Sample
 from tinyplm.autograd.cases.case import is_float_array
 from tinyplm.autograd.gradcheck import check_gradient, check_value
-from tinyplm.errors import ConfigError, GraphError
+from tinyplm.errors import ConfigError, DataError, DtypeError, GraphError, ShapeError
 
 HALVES = [np.dtype("float16"), np.dtype(ml_dtypes.bfloat16)]
 DTYPES = [np.dtype("float64"), np.dtype("float32"), *HALVES]
@@ -144,23 +144,38 @@ def test_each_leaf_owns_its_gradient(name, sample):
         assert not any(np.may_share_memory(leaf.grad, x) for x in rest)
 
 
+def spaced(x, kind):
+    """The same values in another arrangement: Fortran's, every second one, backwards, or all of these."""
+    if not isinstance(x, np.ndarray) or not x.ndim:
+        return x
+    if kind == "fortran":
+        return np.asfortranarray(x)
+    if kind == "steps":
+        return np.repeat(x, 2, axis=-1)[..., ::2]
+    if kind == "backwards":
+        return np.flip(np.flip(x).copy())
+    return np.flip(np.asfortranarray(np.repeat(np.flip(x, 0), 2, axis=0)), 0)[1::2]
+
+
 @over_cases
 def test_strides_do_not_matter(name, sample):
     for dtype, tolerance in ((np.float64, 1e-12), (np.float32, 1e-5)):
-        strided = sample.astype(dtype)
-        result, pullback = forward(name, strided)
-        plain, plain_pullback = forward(name, strided.contiguous())
-        for a, b in zip(parts_of(result), parts_of(plain), strict=True):
-            assert_near(a, b, tolerance)
-        g = incoming(result)
-        spaced = tuple(
-            np.asfortranarray(np.repeat(x, 2, axis=-1))[..., ::2] if x.ndim else x
-            for x in parts_of(g)
-        )
-        spaced_g = spaced if isinstance(g, tuple) else spaced[0]
-        for a, b in zip(outgoing(pullback, spaced_g), outgoing(plain_pullback, g), strict=True):
-            if b is not None:
-                assert_near(a, b, tolerance)
+        plain = sample.astype(dtype).contiguous()
+        right, right_pullback = forward(name, plain)
+        g = incoming(right)
+        gradients = outgoing(right_pullback, g)
+        for kind in ("as drawn", "fortran", "steps", "backwards", "all"):
+            strided = sample.astype(dtype)
+            if kind != "as drawn":
+                strided = plain.map(lambda x, kind=kind: spaced(x, kind))
+            result, pullback = forward(name, strided)
+            for a, b in zip(parts_of(result), parts_of(right), strict=True):
+                assert_near(a, b, tolerance, kind)
+            strided_g = tuple(spaced(x, kind) for x in parts_of(g))
+            given = outgoing(pullback, strided_g if isinstance(g, tuple) else strided_g[0])
+            for a, b in zip(given, gradients, strict=True):
+                if b is not None:
+                    assert_near(a, b, tolerance, kind)
 
 
 @over_cases
@@ -358,3 +373,109 @@ def test_attention_gives_the_probabilities_before_dropout():
     _, p = OPS["attention"](q, q, q, rate=0.5, rng=np.random.default_rng(0), **options)
     assert_same_bits(p.array, plain.array)
     np.testing.assert_allclose(p.array.sum(axis=-1), 1, rtol=1e-15)
+
+
+# What every op refuses, beyond shapes that NumPy itself cannot broadcast.
+
+F, WHOLE = np.ones, np.zeros(2, int)
+YES, PAIR, CUBE = np.ones((2, 2), bool), np.ones((2, 2)), np.ones((2, 2, 2))
+REFUSED = [
+    *[
+        (name, (F(3), F((1, 3))), {}, ShapeError, "one shape")
+        for name in ("binary_cross_entropy", "mean_squared_error", "kl_divergence")
+    ],
+    *[
+        (name, (F((2, 3)), F((2, 3))), {"reduction": "men"}, ConfigError, "reduction is 'men'")
+        for name in ("binary_cross_entropy", "mean_squared_error", "kl_divergence")
+    ],
+    ("mean_squared_error", (F((0, 3)), F((0, 3))), {}, DataError, "nothing"),
+    ("kl_divergence", (F((0, 3)), F((0, 3))), {}, DataError, "nothing"),
+    ("cross_entropy", (F((2, 3)), np.zeros(3, int)), {}, ShapeError, "labels of shape"),
+    ("linear_cross_entropy", (PAIR, F(2), None, WHOLE), {}, ShapeError, r"\(V, D\)"),
+    ("linear_cross_entropy", (PAIR, F((3, 1)), None, WHOLE), {}, ShapeError, r"\(V, D\)"),
+    ("linear_cross_entropy", (PAIR, F((3, 2)), F(2), WHOLE), {}, ShapeError, "bias has shape"),
+    ("linear_cross_entropy", (PAIR, F((3, 2)), None, np.zeros(1, int)), {}, ShapeError, "labels"),
+    *[
+        (name, (PAIR, *more, labels), attributes, error, match)
+        for name, more in (("cross_entropy", ()), ("linear_cross_entropy", (PAIR, None)))
+        for labels, attributes, error, match in (
+            (WHOLE * 0.0, {}, DtypeError, "must be integers"),
+            (WHOLE > 0, {}, DtypeError, "must be integers"),
+            (WHOLE, {"smoothing": -0.1}, ConfigError, "smoothing is -0.1"),
+            (WHOLE, {"smoothing": 1.1}, ConfigError, "smoothing is 1.1"),
+            (WHOLE, {"reduction": "men"}, ConfigError, "reduction is 'men'"),
+            (WHOLE + 2, {}, IndexError, r"contains 2 at \[0\]"),
+            (WHOLE - [0, 1], {}, IndexError, r"contains -1 at \[1\]"),
+            (WHOLE - 100, {}, DataError, "none of the 2"),
+            (WHOLE - 100, {"ignored": 0}, IndexError, "contains -100"),
+            (WHOLE, {"weights": F((2, 1))}, ShapeError, r"weights has shape \(2, 1\)"),
+            (WHOLE, {"weights": 0 * F(2)}, DataError, "none of the 2"),
+        )
+    ],
+    ("linear_cross_entropy", (PAIR, PAIR, None, WHOLE), {"reduction": "none"}, ConfigError, "sum"),
+    *[
+        ("attention", inputs, attributes, error, match)
+        for inputs, attributes, error, match in (
+            ((F(2), F(2), F(2)), {}, ShapeError, "do not fit"),
+            ((F((1,) * 5),) * 3, {}, ShapeError, "do not fit"),
+            ((CUBE, CUBE[:1], CUBE[:1]), {}, ShapeError, "do not fit"),
+            ((PAIR, PAIR, PAIR[:1]), {}, ShapeError, "do not fit"),
+            ((PAIR, F((2, 1)), PAIR), {}, ShapeError, "do not fit"),
+            ((PAIR, PAIR, PAIR, F((3, 2))), {}, ShapeError, "bias .* does not broadcast"),
+            ((PAIR, PAIR, PAIR), {"mask": F((2, 3), bool)}, ShapeError, "mask .* not broadcast"),
+            ((PAIR, PAIR, PAIR), {"mask": PAIR}, DtypeError, "mask has dtype float64"),
+            ((CUBE, CUBE, CUBE), {"key_padding": PAIR}, DtypeError, "key_padding has dtype"),
+            ((CUBE, CUBE, CUBE), {"key_padding": F((2, 3), bool)}, ShapeError, "key_padding"),
+            ((CUBE, CUBE, CUBE), {"key_padding": F((1, 2), bool)}, ShapeError, "key_padding"),
+            ((PAIR, PAIR, PAIR), {"key_padding": YES}, ShapeError, "key_padding has shape"),
+        )
+    ],
+    ("linear", (PAIR, F(2)), {}, ShapeError, "last axis"),
+    ("linear", (PAIR, CUBE), {}, ShapeError, "last axis"),
+    ("linear", (PAIR, F((3, 2))), {}, ShapeError, "last axis"),
+    ("linear", (PAIR, F((2, 3)), F(1)), {}, ShapeError, "bias has shape"),
+    ("layer_norm", (PAIR, F(1), F(2)), {}, ShapeError, r"shape \(2,\)"),
+    ("layer_norm", (PAIR, F(2), F(1)), {}, ShapeError, r"shape \(2,\)"),
+    ("rms_norm", (PAIR, F(1)), {}, ShapeError, r"shape \(2,\)"),
+    ("split", (PAIR,), {"parts": 0}, ShapeError, "0 equal parts"),
+    ("split", (F((2, 5)),), {"parts": 2}, ShapeError, "length 5"),
+    ("split", (PAIR,), {"parts": (1, 2)}, ShapeError, "do not add up"),
+    ("split", (PAIR,), {"parts": (3, -1)}, ShapeError, "do not add up"),
+    ("pad", (PAIR,), {"widths": [(1, 1)]}, ShapeError, "1 pairs"),
+    ("take_rows", (PAIR, 0.0 * WHOLE), {}, DtypeError, "must be integers"),
+    ("take_rows", (PAIR, WHOLE - [0, 1]), {}, IndexError, r"-1 at \[1\]"),
+    ("take_rows", (PAIR, WHOLE + np.array([0, 2])), {}, IndexError, r"2 at \[1\]"),
+    ("scatter_add", (PAIR, WHOLE[:1], F((2, 3))), {}, ShapeError, "along axis 0"),
+    ("scatter_add", (PAIR, WHOLE, F(2)), {}, ShapeError, "along axis 0"),
+    ("scatter_add", (PAIR, WHOLE, PAIR.astype("f4")), {}, DtypeError, "one dtype"),
+]
+REFUSED_IDS = [f"{name} {i}" for i, (name, *_) in enumerate(REFUSED)]
+
+
+@pytest.mark.parametrize(
+    ("name", "inputs", "attributes", "error", "match"), REFUSED, ids=REFUSED_IDS
+)
+def test_what_does_not_fit_is_refused(name, inputs, attributes, error, match):
+    with pytest.raises(error, match=match):
+        OPS[name](*inputs, **attributes)
+
+
+EINSUMS = [
+    ("ij", 2, "names 1"),
+    ("ijk,ij", 2, "'ijk'"),
+    ("i,ij", 2, "'i'"),
+    ("ij,...ijk", 2, "fit"),
+]
+
+
+@pytest.mark.parametrize(("equation", "count", "match"), EINSUMS)
+def test_an_equation_that_does_not_fit_einsum_is_refused(equation, count, match):
+    with pytest.raises(ShapeError, match=match):
+        OPS["einsum"](*[PAIR] * count, equation=equation)
+
+
+def test_linear_cross_entropy_under_no_grad_has_no_gradient():
+    with no_grad():
+        _, pullback = OPS["linear_cross_entropy"].on_arrays(PAIR, PAIR, None, WHOLE)
+    with pytest.raises(RuntimeError, match="no_grad"):
+        pullback(F(()))

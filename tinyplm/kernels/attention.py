@@ -94,7 +94,7 @@ def attention_pullback(
                 seen = _seen(t, shape, rules)
                 p = p_all[b, h, t, :seen]
             g_tile = g[b, h, t]
-            gs = g_tile @ v[b, h, :seen].swapaxes(-1, -2)
+            gs = _product(g_tile, v[b, h, :seen].swapaxes(-1, -2))
             used = p
             if rules.rate:
                 kept = _kept(rules, (b, h, t), p)
@@ -167,18 +167,24 @@ def _probabilities(
     b, h, t = tile
     S = k.shape[2]
     seen = _seen(t, (*q.shape[:3], S), rules)
-    s = q[b, h, t] @ k[b, h, :seen].swapaxes(-1, -2)
+    s = _product(q[b, h, t], k[b, h, :seen].swapaxes(-1, -2))
     scale = rules.scale
     if bias is not None:
         s *= s.dtype.type(scale)
         s += bias[_within(bias.shape, tile, seen)]
         scale = 1.0
     if rules.mask is not None:
-        allowed = rules.mask[_within(rules.mask.shape, tile, seen)]
-        s = xp.where(allowed, s, s.dtype.type(-np.inf))
+        hidden = ~rules.mask[_within(rules.mask.shape, tile, seen)]
+        xp.copyto(s, s.dtype.type(-np.inf), where=hidden)
     first = t.start + S - q.shape[2] if rules.causal else S
     score_softmax(_groups(s), scale, first)
     return s, seen
+
+
+def _product(a: Array, b: Array) -> Array:
+    """A @ b in row-major order, which NumPy only gives for operands that are in it too."""
+    xp = namespace(a)
+    return xp.matmul(a, b, out=xp.empty((*a.shape[:-1], b.shape[-1]), a.dtype))
 
 
 def _groups(s: Array) -> Array:

@@ -3,14 +3,17 @@
 With smoothing e the target is 1 - e at the label plus e / V everywhere (Szegedy et al., 2016, section 7).
 """
 
+import math
 from typing import Any
 
 import numpy as np
 
 from ..backend import namespace
 from ..types import Array
+from .compiled import exp32, is_single, jit
 from .matmul import product
 from .registry import Kernel
+from .threads import LEAST, share
 
 SLICE = 1 << 25
 """Logits in one slice of the linear layer: 128 MB of float32."""
@@ -51,6 +54,97 @@ def cross_entropy_pullback(
     if unused.any():
         g_RV[unused] = 0
     return g_RV
+
+
+def _forward_loop(
+    logits: Array, labels: Array, smoothing: Any, losses: Array, log_sum: Array
+) -> None:
+    R, V = logits.shape
+    lanes = np.empty(16, np.float32)  # a maximum is only vectorised when it is several at once
+    whole = V - V % 16
+    for r in range(R):
+        row = logits[r]
+        lanes[:] = np.float32(-np.inf)
+        for j in range(0, whole, 16):
+            for k in range(16):
+                lanes[k] = row[j + k] if row[j + k] > lanes[k] else lanes[k]
+        top = np.float32(-np.inf)
+        for j in range(whole, V):
+            top = max(top, row[j])
+        for k in range(16):
+            top = max(top, lanes[k])
+        total = np.float32(0)
+        for j in range(V):
+            total += exp32(row[j] - top)
+        log_sum[r, 0] = np.float32(math.log(total)) + top
+        target = (np.float32(1) - smoothing) * row[labels[r]]
+        if smoothing != np.float32(0):
+            spread = np.float32(0)
+            for j in range(V):
+                spread += row[j]
+            target += smoothing * (spread / np.float32(V))
+        losses[r] = log_sum[r, 0] - target
+
+
+def _pullback_loop(
+    g: Array, logits: Array, labels: Array, log_sum: Array, smoothing: Any, out: Array
+) -> None:
+    R, V = logits.shape
+    each, rest = smoothing / np.float32(V), np.float32(1) - smoothing
+    for r in range(R):
+        if g[r] == np.float32(0):
+            out[r] = np.float32(0)
+            continue
+        for j in range(V):
+            out[r, j] = exp32(logits[r, j] - log_sum[r, 0]) - each
+        out[r, labels[r]] -= rest
+        for j in range(V):  # after the difference, so that 1 - 1 is exactly 0
+            out[r, j] *= g[r]
+
+
+@cross_entropy_forward.variant("numba", library="numpy", when=lambda x, *_: is_single(x))
+def _numba_forward() -> Any:
+    """Each row stays in cache for its maximum and its sum; the exponentials are never stored."""
+    loop = jit(_forward_loop, exp32)
+    if loop is None:
+        return None
+
+    def forward(logits_RV: Array, labels_R: Array, smoothing: float) -> tuple[Array, Array]:
+        R, V = logits_RV.shape
+        losses_R, log_sum_R1 = np.empty(R, np.float32), np.empty((R, 1), np.float32)
+        e = np.float32(smoothing)
+
+        def rows(i: int, j: int) -> None:
+            loop(logits_RV[i:j], labels_R[i:j], e, losses_R[i:j], log_sum_R1[i:j])
+
+        share(R, rows, least=-(-LEAST // max(1, V)))
+        return losses_R, log_sum_R1
+
+    return forward
+
+
+@cross_entropy_pullback.variant(
+    "numba", library="numpy", when=lambda g, x, _, log_sum, __: is_single(g, x, log_sum)
+)
+def _numba_pullback() -> Any:
+    """One pass instead of six."""
+    loop = jit(_pullback_loop, exp32)
+    if loop is None:
+        return None
+
+    def pullback(
+        g_R: Array, logits_RV: Array, labels_R: Array, log_sum_R1: Array, smoothing: float
+    ) -> Array:
+        out_RV = np.empty_like(logits_RV)
+        e = np.float32(smoothing)
+
+        def rows(i: int, j: int) -> None:
+            loop(g_R[i:j], logits_RV[i:j], labels_R[i:j], log_sum_R1[i:j], e, out_RV[i:j])
+
+        share(len(g_R), rows, least=-(-LEAST // max(1, logits_RV.shape[1])))
+        return out_RV
+
+    return pullback
 
 
 @Kernel

@@ -62,6 +62,14 @@ class _Worker:
         if self.core is not None:
             with contextlib.suppress(OSError):  # the process may have lost this core meanwhile
                 os.sched_setaffinity(0, {self.core})
+        import numpy as np
+
+        with np.errstate(
+            all="ignore"
+        ):  # as in the threads of callers; what is not finite is no surprise to a kernel
+            self._work()
+
+    def _work(self) -> None:
         while True:
             self._start.acquire()
             try:

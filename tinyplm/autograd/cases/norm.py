@@ -13,7 +13,7 @@ A = np.array
 
 
 def _layer_norm(d: Draw) -> Sample:
-    D = d.integer(2, 5)  # one value has no variance: a hard input
+    D = d.integer(3, 5)  # fewer values have no freedom left when normalised: a hard input
     x = d.array((*d.shape(0, 2), D))
     return Sample((x, d.array((D,)), d.array((D,))), {"eps": d.choice([1e-5, 1e-2, 1e-1])})
 
@@ -62,6 +62,13 @@ case(
         (A([[3.0]]), A([2.0]), A([1.0])),
         A([[1.0]]),
         (A([[0.0]]), A([0.0]), A([1.0])),
+    ),
+    Hard(
+        "two values become plus and minus one",
+        (A([[5.0, 3.0]]), A([2.0, 2.0]), A([0.0, 1.0])),
+        A([[2.0, -1.0]]),
+        (A([[0.0, 0.0]]), A([1.0, -1.0]), A([1.0, 1.0])),
+        {"eps": 0.0},
     ),
     Hard(
         "no rows",

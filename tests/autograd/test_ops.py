@@ -301,6 +301,14 @@ def test_hard_inputs_give_what_is_promised(name, hard, dtype, relative):
             assert e is None
 
 
+@pytest.mark.parametrize("name", ["max", "min"])
+@pytest.mark.parametrize("dtype", HALVES)
+def test_many_ties_share_the_gradient_in_half_precision(name, dtype):
+    x = Tensor(np.zeros(5000, dtype), requires_grad=True)  # more than a half can count one by one
+    OPS[name](x).backward()
+    assert_same_bits(x.grad, np.full(5000, 1 / 5000, np.float32).astype(dtype))
+
+
 # What dropout promises beyond single cases.
 
 

@@ -6,7 +6,7 @@ import numpy as np
 
 from ..types import Array
 from .registry import Kernel
-from .threads import is_ours_to_share, one_blas_thread, share
+from .threads import is_blas_ours, one_blas_thread, share
 
 LEAST = 1 << 23
 """Multiplications worth a thread's while: about 120 microseconds of one core."""
@@ -19,7 +19,7 @@ def product(a_NK: Array, b_KM: Array) -> Array:
 
 
 def _is_float(a: Array, b: Array) -> bool:
-    return a.dtype == b.dtype and a.dtype.char in "fd" and is_ours_to_share()
+    return a.dtype == b.dtype and a.dtype.char in "fd" and is_blas_ours()
 
 
 @product.variant("threads", library="numpy", when=_is_float)

@@ -14,7 +14,7 @@ import functools
 import os
 import threading
 from collections.abc import Callable, Iterator
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 LEAST = 1 << 17
 """Values of a compiled loop that are worth a thread's while: about 80 microseconds of one core."""
@@ -64,9 +64,7 @@ class _Worker:
                 os.sched_setaffinity(0, {self.core})
         import numpy as np
 
-        with np.errstate(
-            all="ignore"
-        ):  # as in the threads of callers; what is not finite is no surprise to a kernel
+        with np.errstate(all="ignore"):  # what is not finite is no surprise to a kernel
             self._work()
 
     def _work(self) -> None:
@@ -98,20 +96,14 @@ def share(total: int, work: Work, *, least: int = 1) -> None:
         return
     try:
         workers = _workers(parts - 1)
-        set_threads, threads = _openblas()
-        before = threads()
-        set_threads(1)
-        first = total // parts
-        start = first
-        for number, worker in enumerate(workers, 2):
-            stop = total * number // parts
-            worker.begin(work, start, stop)
-            start = stop
-        try:
-            work(0, first)
-        finally:
-            errors = [worker.finish() for worker in workers]
-            set_threads(before)
+        bounds = [total * number // parts for number in range(parts + 1)]
+        with one_blas_thread():
+            for worker, start, stop in zip(workers, bounds[1:-1], bounds[2:], strict=True):
+                worker.begin(work, start, stop)
+            try:
+                work(0, bounds[1])
+            finally:
+                errors = [worker.finish() for worker in workers]
         for error in errors:
             if error is not None:
                 raise error
@@ -124,7 +116,7 @@ def _workers(count: int) -> list[_Worker]:
     if len(_pool) <= count:
         cores = _cores()
         for number in range(len(_pool), count + 1):
-            _pool.append(_Worker(cores[number % len(cores)] if len(cores) > 1 else None))
+            _pool.append(_Worker(cores[number] if 1 < len(cores) > number else None))
     here = _core_asker()()
     return [worker for worker in _pool if worker.core is None or worker.core != here][:count]
 
@@ -152,21 +144,31 @@ if hasattr(os, "register_at_fork"):
 @contextlib.contextmanager
 def one_blas_thread() -> Iterator[None]:
     """Let NumPy's BLAS compute with one thread within a block, where it is an OpenBLAS that can be asked."""
-    setter, getter = _openblas()
-    before = getter()
-    if before == 1:
+    blas = _openblas()
+    before = blas.threads() if blas else 1
+    if blas is None or before == 1:
         yield
         return
-    setter(1)
+    blas.set_threads(1)
     try:
         yield
     finally:
-        setter(before)
+        blas.set_threads(before)
+
+
+def is_blas_ours() -> bool:
+    """Whether BLAS can be told how many threads to use, so that products can be shared between ours."""
+    return _openblas() is not None
+
+
+class _OpenBlas(NamedTuple):
+    set_threads: Callable[[int], Any]
+    threads: Callable[[], int]
 
 
 @functools.cache
-def _openblas() -> tuple[Callable[[int], Any], Callable[[], int]]:
-    """Functions that set and tell the number of threads of the OpenBLAS in this process."""
+def _openblas() -> _OpenBlas | None:
+    """How to set and ask the number of threads of the OpenBLAS in this process; None where there is none."""
     for path in _libraries():
         try:
             library = ctypes.CDLL(path)
@@ -179,13 +181,8 @@ def _openblas() -> tuple[Callable[[int], Any], Callable[[], int]]:
                 if setter is not None and getter is not None:
                     setter.argtypes, setter.restype = [ctypes.c_int], None
                     getter.argtypes, getter.restype = [], ctypes.c_int
-                    return setter, getter
-    return (lambda _: None), (lambda: 1)
-
-
-def is_ours_to_share() -> bool:
-    """Whether products may be shared: BLAS can be told to use one thread, or uses one already."""
-    return _openblas()[1].__name__ != "<lambda>"
+                    return _OpenBlas(setter, getter)
+    return None
 
 
 def _libraries() -> Iterator[str]:

@@ -222,6 +222,13 @@ case(
         {"equation": "...i,...i->...i"},
     ),
     Hard(
+        "fewer axes behind the dots count from the last",
+        (A([[[2.0]]]), A([[1.0, 2.0]])),
+        A([[[2.0, 4.0]]]),
+        (A([[[3.0]]]), A([[2.0, 2.0]])),
+        {"equation": "...i,...i->...i"},
+    ),
+    Hard(
         "a sum over nothing is 0",
         (np.zeros((2, 0)),),
         A([0.0, 0.0]),

@@ -84,6 +84,13 @@ case(
         (A([[0.5, -0.5], [0.0, 0.0]]), None),
         {"weights": A([2.0, 0.0])},
     ),
+    Hard(
+        "a negative weight counts against",
+        (np.zeros((2, 2)), A([1, 0])),
+        A([2 * LN2, -LN2]),
+        (A([[1.0, -1.0], [0.5, -0.5]]), None),
+        {"weights": A([2.0, -1.0]), "reduction": "none"},
+    ),
     Hard("without overflow", (A([[1000.0, 0.0]]), A([1])), A(1000.0), (A([[1.0, -1.0]]), None)),
     Hard(
         "a label that cannot be costs infinitely much",
@@ -191,6 +198,12 @@ case(
         A([1000.0, 1000.0]),
         (A([1.0, -1.0]), A([-1000.0, 1000.0])),
         {"reduction": "none"},
+    ),
+    Hard(
+        "an infinite logit gives NaN without a warning",
+        (A([inf]), A([1.0])),
+        A(nan),
+        (A([0.0]), A([-inf])),
     ),
     Hard("a logit of 0 costs log 2", (A([0.0]), A([1.0])), A(LN2), (A([-0.5]), A([0.0]))),
     Hard(

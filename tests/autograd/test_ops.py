@@ -8,7 +8,7 @@ from hypothesis import given, reject
 from hypothesis import strategies as st
 from strategies import samples
 
-from tinyplm.autograd import OPS, KinkError, Tensor, guard, no_grad
+from tinyplm.autograd import OPS, KinkError, Tensor, guard, no_grad, ops
 from tinyplm.autograd.cases import CASES, Sample
 from tinyplm.autograd.cases.case import is_float_array
 from tinyplm.autograd.gradcheck import check_gradient, check_value
@@ -381,6 +381,52 @@ def test_attention_gives_the_probabilities_before_dropout():
     _, p = OPS["attention"](q, q, q, rate=0.5, rng=np.random.default_rng(0), **options)
     assert_same_bits(p.array, plain.array)
     np.testing.assert_allclose(p.array.sum(axis=-1), 1, rtol=1e-15)
+
+
+# What an option is when it is left out.
+
+X = np.array([[1.0, 2.0], [4.0, 8.0]]) * 1e-9  # small enough to tell one eps from another
+LABELS = np.array([1, -100])
+LEFT_OUT = {
+    **{name: ((X,), {"axis": -1}) for name in ("softmax", "log_softmax", "cumsum")},
+    **{name: ((X,), {"axis": None, "keepdims": False}) for name in ("sum", "mean", "max", "min")},
+    "var": ((X,), {"axis": None, "keepdims": False, "correction": 0}),
+    "logsumexp": ((X,), {"axis": -1, "keepdims": False}),
+    "layer_norm": ((X, np.ones(2), np.ones(2)), {"eps": 1e-5}),
+    "rms_norm": ((X, np.ones(2)), {"eps": 1e-6}),
+    "cosine": ((X, X.T), {"axis": -1, "eps": 1e-8}),
+    "cross_entropy": (
+        (X, LABELS),
+        {"ignored": -100, "smoothing": 0.0, "weights": None, "reduction": "mean"},
+    ),
+    "linear_cross_entropy": (
+        (X, X, None, LABELS),
+        {"ignored": -100, "smoothing": 0.0, "weights": None, "reduction": "mean", "scale": 1.0},
+    ),
+    "binary_cross_entropy": ((X, X), {"reduction": "mean"}),
+    "mean_squared_error": ((X, X.T), {"reduction": "mean"}),
+    "kl_divergence": ((X, X.T), {"reduction": "mean"}),
+    "concatenate": (([X, X],), {"axis": 0}),
+    "stack": (([X, X],), {"axis": 0}),
+    "split": ((X,), {"parts": 2, "axis": -1}),
+    "pad": ((X,), {"widths": [(1, 1), (0, 1)], "value": 0.0}),
+    "take_along_axis": ((X, np.array([[0, 0]])), {"axis": -1}),
+    "scatter_add": ((X, np.array([[0, 0]]), X[:1]), {"axis": 0}),
+    "attention": (
+        (X * 1e9, X * 1e9, X),
+        {"causal": False, "scale": 2**-0.5, "rate": 0.0, "return_probabilities": False},
+    ),
+}
+
+
+@pytest.mark.parametrize("name", sorted(LEFT_OUT))
+def test_an_option_left_out_is_what_the_documentation_says(name):
+    inputs, options = LEFT_OUT[name]
+    needed = {k: v for k, v in options.items() if k in ("parts", "widths")}
+    function = getattr(ops, name)
+    short, full = parts_of(function(*inputs, **needed)), parts_of(function(*inputs, **options))
+    for a, b in zip(short, full, strict=True):
+        assert_same_bits(a.array, b.array)
 
 
 # What every op refuses, beyond shapes that NumPy itself cannot broadcast.

@@ -64,6 +64,28 @@ def test_an_error_in_a_part_is_raised_and_the_threads_work_on(available, failing
     test_every_item_is_done_once(available, 2, 10)
 
 
+def test_after_an_interrupt_nothing_of_the_old_work_is_taken_for_new(available):
+    available(2)
+    late = np.zeros(2, int)
+
+    def interrupted(start, stop):
+        if start == 0:
+            raise KeyboardInterrupt
+        time.sleep(0.2)
+        late[start:stop] += 1
+
+    with pytest.raises(KeyboardInterrupt):
+        threads.share(2, interrupted)
+    done = np.zeros(2, int)
+
+    def work(start, stop):
+        time.sleep(0.3 * start)
+        done[start:stop] += 1
+
+    threads.share(2, work)
+    assert (done == 1).all()
+
+
 def test_work_within_work_is_done_where_it_is(available):
     available(2)
     done = np.zeros((4, 5), int)

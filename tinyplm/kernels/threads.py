@@ -100,13 +100,18 @@ def share(total: int, work: Work, *, least: int = 1) -> None:
         with one_blas_thread():
             for worker, start, stop in zip(workers, bounds[1:-1], bounds[2:], strict=True):
                 worker.begin(work, start, stop)
+            ours: BaseException | None = None
             try:
                 work(0, bounds[1])
-            finally:
-                errors = [worker.finish() for worker in workers]
-        for error in errors:
-            if error is not None:
-                raise error
+            except Exception as error:
+                ours = error
+            errors = [ours, *(worker.finish() for worker in workers)]
+        for failure in errors:
+            if failure is not None:
+                raise failure
+    except KeyboardInterrupt:  # who is still at work is not known: the next work gets new threads
+        _pool.clear()
+        raise
     finally:
         _in_use.release()
 

@@ -383,6 +383,34 @@ def test_attention_gives_the_probabilities_before_dropout():
     np.testing.assert_allclose(p.array.sum(axis=-1), 1, rtol=1e-15)
 
 
+# Numbers that are not finite, or will not be, pass in silence: a warning would be an error here.
+
+INF, NAN = np.inf, np.nan
+ROWS = np.array([[INF, -INF, NAN, 2.0], [3e38, -3e38, -1.0, 0.0], [INF, 1e-38, 3e38, INF]])
+WILD = {
+    **dict.fromkeys(
+        ("gelu", "gelu_tanh", "silu", "softmax", "log_softmax", "logsumexp", "log1p"), (ROWS,)
+    ),
+    **dict.fromkeys(
+        ("mean_squared_error", "cosine", "kl_divergence", "binary_cross_entropy"),
+        (ROWS, ROWS[::-1]),
+    ),
+    "attention": (ROWS, ROWS, ROWS),
+    "linear_cross_entropy": (ROWS, ROWS, None, np.zeros(3, int)),
+    "cross_entropy": (ROWS, np.zeros(3, int)),
+    "layer_norm": (ROWS, ROWS[0], ROWS[1]),
+    "rms_norm": (ROWS, ROWS[0]),
+}
+
+
+@pytest.mark.parametrize("dtype", [np.float64, np.float32])
+@pytest.mark.parametrize("name", WILD)
+def test_what_is_not_finite_passes_in_silence(name, dtype):
+    inputs, result = on_tensors(name, Sample(WILD[name]).astype(dtype))
+    go_back(result, incoming(result))
+    assert not np.isfinite(inputs[0].grad).all()
+
+
 # What an option is when it is left out.
 
 X = np.array([[1.0, 2.0], [4.0, 8.0]]) * 1e-9  # small enough to tell one eps from another

@@ -5,6 +5,7 @@ import subprocess
 import sys
 import threading
 import time
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -49,6 +50,22 @@ def test_parts_run_at_the_same_time(available):
     available(2)
     both = threading.Barrier(2, timeout=20)
     threads.share(2, lambda start, stop: both.wait())  # would time out one after the other
+
+
+def test_a_part_that_no_thread_begins_is_done_by_the_caller(available, monkeypatch):
+    available(2)
+    asleep = SimpleNamespace(parts=SimpleNamespace(put=lambda part: None))
+    monkeypatch.setattr(threads, "_workers", lambda count: [asleep] * count)
+    test_every_item_is_done_once(available, 2, 10)
+
+
+def test_the_parts_are_the_same_while_the_threads_are_busy(available):
+    available(3)
+    free, busy = [], []
+    threads.share(10, lambda start, stop: free.append((start, stop)))
+    with threads._in_use:
+        threads.share(10, lambda start, stop: busy.append((start, stop)))
+    assert sorted(free) == busy
 
 
 @pytest.mark.parametrize("failing", [0, 1])

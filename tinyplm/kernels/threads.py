@@ -2,16 +2,19 @@
 
 A BLAS that computes with several threads lets them spin, waiting for one another. That is quick on an idle machine; as
 soon as anything else runs on a core, each product waits for the scheduler (8 ms where 1 ms was needed). So while our
-threads share a product, BLAS computes with one thread in each. They sleep on a lock between kernels and wake in about
-60 microseconds. Each stays on a core of its own, and the one on the caller's core is passed over: left to itself, the
-scheduler was seen to keep both halves of a 16 ms product on one core. The parts depend on shapes and the number of
-threads only: the same bits every time.
+threads share a product, BLAS computes with one thread in each. They sleep between kernels and wake in about 60
+microseconds; a part that nobody has begun when the caller is ready is done by the caller, so nobody waits for a thread
+that the system does not run. Each thread stays on a core of its own, and the one on the caller's core is passed over:
+left to itself, the scheduler was seen to keep both halves of a 16 ms product on one core. What the parts are depends
+on shapes and the number of threads only: the same bits every time, whoever does them.
 """
 
 import contextlib
 import ctypes
 import functools
+import itertools
 import os
+import queue
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple, cast
@@ -37,26 +40,41 @@ def _cores() -> list[int]:
     return sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
 
 
+class _Part:
+    """Some of the items, done by whoever claims them first."""
+
+    __slots__ = ("_claim", "_done", "error", "start", "stop", "work")
+
+    def __init__(self, work: Work, start: int, stop: int) -> None:
+        self.work, self.start, self.stop = work, start, stop
+        self.error: BaseException | None = None
+        self._claim, self._done = threading.Lock(), threading.Lock()
+        self._done.acquire()
+
+    def do(self) -> bool:
+        """Do the items, unless somebody else has claimed them; whether we did."""
+        if not self._claim.acquire(blocking=False):
+            return False
+        try:
+            self.work(self.start, self.stop)
+        except Exception as error:
+            self.error = error
+        self._done.release()
+        return True
+
+    def finish(self) -> None:
+        """Do the items, or wait for whoever does."""
+        if not self.do():
+            self._done.acquire()
+
+
 class _Worker:
-    """A thread that sleeps until it is given a part; on a core of its own, where the system allows it."""
+    """A thread that sleeps until there is a part to do; on a core of its own, where the system allows it."""
 
     def __init__(self, core: int | None) -> None:
         self.core = core
-        self._start, self._finished = threading.Lock(), threading.Lock()
-        self._start.acquire()
-        self._finished.acquire()
-        self._part: tuple[Work, int, int] | None = None
-        self._error: BaseException | None = None
+        self.parts: queue.SimpleQueue[_Part] = queue.SimpleQueue()
         threading.Thread(target=self._run, name="tinyplm-kernel", daemon=True).start()
-
-    def begin(self, work: Work, start: int, stop: int) -> None:
-        self._part = work, start, stop
-        self._start.release()
-
-    def finish(self) -> BaseException | None:
-        self._finished.acquire()
-        error, self._error = self._error, None
-        return error
 
     def _run(self) -> None:
         if self.core is not None:
@@ -65,20 +83,8 @@ class _Worker:
         import numpy as np
 
         with np.errstate(all="ignore"):  # what is not finite is no surprise to a kernel
-            self._work()
-
-    def _work(self) -> None:
-        while True:
-            self._start.acquire()
-            try:
-                if self._part is not None:
-                    work, start, stop = self._part
-                    work(start, stop)
-                    del work
-            except BaseException as error:
-                self._error = error
-            self._part = None
-            self._finished.release()
+            while True:
+                self.parts.get().do()
 
 
 _pool: list[_Worker] = []
@@ -86,32 +92,33 @@ _in_use = threading.Lock()
 
 
 def share(total: int, work: Work, *, least: int = 1) -> None:
-    """Do the items 0 to total in parts at the same time, of at least `least` items each.
+    """Do the items 0 to total in parts, of at least `least` items each, at the same time where that is possible.
 
-    When the threads are busy, as they are for work that is shared within work, all of it is done here.
+    The parts are the same whoever does them: when a thread is not awake yet as the caller is done with its own part,
+    the caller does that one too, and all of them when the threads are at work for somebody else.
     """
     parts = min(available(), total // least) if total > least else 1
-    if parts < 2 or not _in_use.acquire(blocking=False):
+    if parts < 2:
         work(0, total)
         return
+    bounds = [total * number // parts for number in range(parts + 1)]
+    if not _in_use.acquire(blocking=False):
+        for start, stop in itertools.pairwise(bounds):
+            work(start, stop)
+        return
     try:
-        workers = _workers(parts - 1)
-        bounds = [total * number // parts for number in range(parts + 1)]
+        others = [_Part(work, start, stop) for start, stop in itertools.pairwise(bounds[1:])]
         with one_blas_thread():
-            for worker, start, stop in zip(workers, bounds[1:-1], bounds[2:], strict=True):
-                worker.begin(work, start, stop)
-            ours: BaseException | None = None
+            for worker, part in zip(_workers(parts - 1), others, strict=True):
+                worker.parts.put(part)
             try:
                 work(0, bounds[1])
-            except Exception as error:
-                ours = error
-            errors = [ours, *(worker.finish() for worker in workers)]
-        for failure in errors:
-            if failure is not None:
-                raise failure
-    except KeyboardInterrupt:  # who is still at work is not known: the next work gets new threads
-        _pool.clear()
-        raise
+            finally:
+                for part in others:
+                    part.finish()
+        for part in others:
+            if part.error is not None:
+                raise part.error
     finally:
         _in_use.release()
 

@@ -39,7 +39,7 @@ class Run:
         accumulate: batches of an update.
         lr: peak of the learning rate.
         min_lr: where the schedule ends; a tenth of lr when None.
-        warmup: updates until the peak; a twentieth of the steps, at most 1000, when None.
+        warmup: updates until the peak; a tenth of the steps, at most 1000, when None.
         schedule: "cosine", "linear", "constant" or "inverse-square-root".
         weight_decay: of matrices, per update times the learning rate.
         beta_1: memory of Adam's mean.
@@ -67,16 +67,16 @@ class Run:
     hidden_size: int = 128
     positions: int = 64
     dropout: float = 0.0
-    steps: int = 260
+    steps: int = 240
     batch: int = 16
     accumulate: int = 1
-    lr: float = 6e-3
+    lr: float = 4e-3
     min_lr: float | None = None
     warmup: int | None = None
     schedule: str = "cosine"
     weight_decay: float = 0.1
     beta_1: float = 0.9
-    beta_2: float = 0.99
+    beta_2: float = 0.95
     clip: float = 1.0
     seed: int = 0
     evaluate_every: int | None = None
@@ -133,7 +133,7 @@ class Run:
 
     def rate(self, step: int) -> float:
         """Learning rate of an update, counted from 0."""
-        warmup = min(1_000, self.steps // 20) if self.warmup is None else self.warmup
+        warmup = min(1_000, self.steps // 10) if self.warmup is None else self.warmup
         floor = self.lr / 10 if self.min_lr is None else self.min_lr
         return SCHEDULES[self.schedule](
             step, peak=self.lr, warmup=warmup, total=self.steps, floor=floor

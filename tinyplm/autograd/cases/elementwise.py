@@ -166,6 +166,7 @@ case(
     each(math.log1p),
     kept(0),
     Hard("exact for small x", (A([1e-20, 0.0]),), A([1e-20, 0.0]), (A([1.0, 1.0]),)),
+    Hard("minus infinity at -1", (A([-1.0]),), A([-inf]), (A([inf]),)),
 )
 case(
     "sqrt",

@@ -58,6 +58,12 @@ case(
         (A([1.0, 1.0]), A([[1.0], [2.0]])),
     ),
     Hard(
+        "a vector stands for a column on the right",
+        (A([[1.0, 2.0], [3.0, 4.0]]), A([5.0, 6.0])),
+        A([17.0, 39.0]),
+        (A([[5.0, 6.0], [5.0, 6.0]]), A([4.0, 6.0])),
+    ),
+    Hard(
         "leading axes broadcast",
         (np.ones((3, 1, 1)), A([[2.0]])),
         np.full((3, 1, 1), 2.0),

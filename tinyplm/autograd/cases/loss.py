@@ -91,6 +91,13 @@ case(
         (A([[1.0, -1.0], [0.5, -0.5]]), None),
         {"weights": A([2.0, -1.0]), "reduction": "none"},
     ),
+    Hard(
+        "a mean is divided by the sum of weights, be it negative",
+        (np.zeros((1, 2)), A([1])),
+        A(LN2),
+        (A([[0.5, -0.5]]), None),
+        {"weights": A([-2.0])},
+    ),
     Hard("without overflow", (A([[1000.0, 0.0]]), A([1])), A(1000.0), (A([[1.0, -1.0]]), None)),
     Hard(
         "a label that cannot be costs infinitely much",
@@ -145,6 +152,13 @@ case(
     _linear_cross_entropy,
     _from_logits,
     kept(0, 1, 2),
+    Hard(
+        "half the gradient from outside halves every gradient",
+        (A([[1.0]]), A([[2.0], [2.0]]), A([0.0, 0.0]), A([1])),
+        A(LN2),
+        (A([[0.0]]), A([[0.25], [-0.25]]), A([0.25, -0.25]), None),
+        incoming=A(0.5),
+    ),
     Hard(
         "an ignored label passes nothing",
         (A([[0.0], [7.0]]), A([[1.0], [1.0]]), None, A([1, OFF])),

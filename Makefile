@@ -23,6 +23,9 @@ parity:  ## against torch and transformers, extra "parity"
 thorough:  ## at least 300 drawn cases an op
 	$(PYTHON) -m pytest --hypothesis-profile=thorough tests/autograd tests/kernels
 
+mutants:  ## how many planted faults the gradient suite notices; needs the extra "dev"
+	$(PYTHON) -m bench.mutants
+
 bench:
 	$(PYTHON) -m bench
 

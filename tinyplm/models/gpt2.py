@@ -4,8 +4,9 @@ Radford, Wu, Child, Luan, Amodei and Sutskever, OpenAI, 2019 (no arXiv number; t
 
 The paper in five lines: a decoder-only Transformer trained on forty gigabytes of web pages predicts the next token;
 with enough of both, tasks it was never trained on can be asked for in plain text. Against GPT-1 the layer norms move
-to the input of each branch, one more follows the last block, the weights that write into the residual stream start smaller
-by 1 / sqrt(2 L), the context grows to 1024 tokens, and the tokens are bytes merged by BPE, so that nothing is unknown.
+to the input of each branch, one more follows the last block, the weights that write into the residual stream start
+smaller by 1 / sqrt(2 L), the context grows to 1024 tokens, and the tokens are bytes merged by BPE, so that nothing is
+unknown.
 
 Symbols: B batch, T time, V vocabulary, D hidden_size, F ffn_size, L layers, H heads, P positions.
 Parameter counts that the paper prints (117M, 345M, 762M, 1542M) are miscounts; SIZES gives the true ones.

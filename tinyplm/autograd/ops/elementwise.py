@@ -16,23 +16,15 @@ from .broadcasting import alike, at_least_float32, like, same_precision, unbroad
 quiet = np.errstate(all="ignore")
 
 
-def _plain(y: Any, a: Any, b: Any) -> int:
-    """How plain a sum or product y of a and b is: 2 if their shapes and dtypes are one, 1 if b is a number."""
-    if y.dtype.kind != "f" or y.__class__ is not a.__class__:
-        return 0
-    if b.__class__ is float or b.__class__ is int:
-        return 1 if y.dtype is a.dtype and y.dtype.itemsize > 2 else 0  # halves round b first
-    return 2 if b.__class__ is a.__class__ and alike(a, b) else 0
-
-
 @op
-def add(a: Array, b: Array) -> tuple[Array, Pullback]:
+def add(a: Array, b: Any) -> tuple[Array, Pullback]:
     """Sum of two operands."""
-    y = a + b
-    plain = _plain(y, a, b)
-    if plain == 2:
-        return y, _to_both
-    return (y, _to_first) if plain else _add(a, b)
+    if b.__class__ is float or b.__class__ is int:
+        if hasattr(a, "dtype") and a.dtype.kind == "f" and a.dtype.itemsize > 2:
+            return a + b, _to_first  # halves round b first
+    elif alike(a, b) and a.dtype.kind == "f":
+        return a + b, _to_both
+    return _add(a, b)
 
 
 def _to_both(g: Array) -> tuple[Array, Array]:

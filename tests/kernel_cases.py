@@ -10,7 +10,7 @@ import numpy as np
 from accuracy import outputs
 
 import tinyplm.kernels
-from tinyplm.kernels.attention import Rules
+from tinyplm.kernels.attention import Rules, attention_forward
 
 for _module in pkgutil.iter_modules(tinyplm.kernels.__path__):
     importlib.import_module(f"tinyplm.kernels.{_module.name}")  # so that every kernel is registered
@@ -26,10 +26,12 @@ class KernelCase:
     Attributes:
         draw: arguments for so many rows and columns, floats as float64.
         in_place: the arguments that it writes its results to; none if it returns them.
+        through: calls it with these arguments and others that are made of them.
     """
 
     draw: Callable[[np.random.Generator, int, int], tuple[Any, ...]]
     in_place: tuple[int, ...] = ()
+    through: Callable[..., Any] | None = None
 
     def arguments(self, R, C, dtype, seed=0):
         made = self.draw(np.random.default_rng(seed), R, C)
@@ -38,7 +40,7 @@ class KernelCase:
     def call(self, function, *arguments):
         """The results of a function on copies of the arguments."""
         own = [a.copy(order="K") if isinstance(a, np.ndarray) else a for a in arguments]
-        result = function(*own)
+        result = self.through(function, *own) if self.through else function(*own)
         return tuple(own[i] for i in self.in_place) if self.in_place else tuple(outputs(result))
 
 
@@ -50,8 +52,16 @@ def _rows(rng, R, C):
     return rng.standard_normal((R, C)) * 2
 
 
-def _normalised(rng, R, C):
-    return (_rows(rng, R, C), _rows(rng, R, C), rng.uniform(0.5, 2, (R, 1)), rng.standard_normal(C))
+def _norm(rng, R, C):
+    """Rows, a branch to be added, gain and bias."""
+    return (_rows(rng, R, C), _rows(rng, R, C), *rng.standard_normal((2, C)))
+
+
+def _norm_back(rng, R, C):
+    """Gradients of the normalised rows and of the rows, the rows, their means and scales, and gain."""
+    x = _rows(rng, R, C)
+    mean, scale = x.mean(axis=1, keepdims=True), 1 / np.sqrt(x.var(axis=1, keepdims=True) + 1e-5)
+    return _rows(rng, R, C), _rows(rng, R, C), x, mean, scale, rng.standard_normal(C)
 
 
 def _labels(rng, R, C):
@@ -88,11 +98,25 @@ def _attention(rng, R, C):
 
 
 def _attention_back(rng, R, C):
-    from tinyplm.kernels.attention import attention_forward
+    return rng.standard_normal((1, 2, R, 3)), *_heads(rng, R, C)
 
-    q, k, v = _heads(rng, R, C)
-    _, p = attention_forward(q, k, v, None, RULES, True)
-    return rng.standard_normal((1, 2, R, 3)), None, q, k, v, None, RULES, p
+
+def _attention_through(keep):
+    """The gradients of queries, keys and values, from probabilities that were kept or are made again."""
+
+    def through(function, g, q, k, v):
+        found = attention_forward(q, k, v, None, RULES, True)
+        into = np.empty_like(q), np.empty_like(k), np.empty_like(v)
+        found = found if keep else found._replace(p=None)
+        function(g, None, q, k, v, None, RULES, found, into)
+        return into
+
+    return through
+
+
+def _mapped(rng, R, C):
+    """Rows, a matrix and a bias."""
+    return _rows(rng, R, 24) / 5, rng.standard_normal((24, C)), rng.standard_normal(C)
 
 
 def _scores(rng, R, C):
@@ -111,6 +135,22 @@ def _adam(rng, R, C):
     return p, g, m, rng.uniform(0, 1, (R, C)), 0.5, 0.99, 0.9, 0.999, 1e-3, 0.5, 1e-8
 
 
+def _few_rows(rng, R, C):
+    """Everything around a product of 24 terms."""
+    return (
+        *(_rows(rng, R, 24), *rng.standard_normal((2, 24)), 1e-5, rng.standard_normal((24, C))),
+        *(rng.uniform(0.1, 1, C), rng.standard_normal(C), True, _rows(rng, R, C)),
+    )
+
+
+def _attend_few(rng, R, C):
+    """R new positions of two heads behind up to 64 earlier ones, some of which are padding."""
+    start = min(C, 64)
+    keys, values = rng.standard_normal((2, 1, 2, start + R, 5))
+    real = rng.uniform(size=(1, start + R)) < 0.7
+    return rng.standard_normal((R, 30)), keys, values, start, real, 0.5, np.zeros((R, 10))
+
+
 KERNEL_CASES = {
     "erf": KernelCase(lambda rng, R, C: (_rows(rng, R, C),)),
     "gelu_forward": KernelCase(lambda rng, R, C: (_rows(rng, R, C),)),
@@ -123,26 +163,44 @@ KERNEL_CASES = {
     ),
     "score_softmax": KernelCase(_scores, in_place=(0,)),
     "score_softmax_pullback": KernelCase(_scores_back, in_place=(0,)),
-    "layer_norm_forward": KernelCase(
-        lambda rng, R, C: (_rows(rng, R, C), *rng.standard_normal((2, C)), 1e-5)
+    "layer_norm_forward": KernelCase(lambda rng, R, C: (*_norm(rng, R, C), 1e-5)),
+    "layer_norm_pullback": KernelCase(_norm_back),
+    "rms_norm_forward": KernelCase(lambda rng, R, C: (*_norm(rng, R, C)[:3], 1e-6)),
+    "rms_norm_pullback": KernelCase(
+        lambda rng, R, C: tuple(a for i, a in enumerate(_norm_back(rng, R, C)) if i != 3)
     ),
-    "layer_norm_pullback": KernelCase(_normalised),
-    "rms_norm_forward": KernelCase(
-        lambda rng, R, C: (_rows(rng, R, C), rng.standard_normal(C), 1e-6)
-    ),
-    "rms_norm_pullback": KernelCase(_normalised),
     "cross_entropy_forward": KernelCase(
         lambda rng, R, C: (_rows(rng, R, C), _labels(rng, R, C), 0.1)
     ),
     "cross_entropy_pullback": KernelCase(_cross_entropy_back),
+    "cross_entropy_in_place": KernelCase(
+        lambda rng, R, C: (
+            *(_rows(rng, R, C), np.zeros(R), _labels(rng, R, C), rng.integers(0, 3, R) / 2),
+            *(0.1, True),
+        ),
+        in_place=(0, 1),
+    ),
     "linear_cross_entropy": KernelCase(_linear),
-    "attention_forward": KernelCase(_attention),
-    "attention_pullback": KernelCase(_attention_back),
+    "attention_forward": KernelCase(
+        _attention, through=lambda function, *arguments: function(*arguments)[:2]
+    ),
+    "attention_pullback": KernelCase(_attention_back, through=_attention_through(keep=True)),
+    "linear_forward": KernelCase(_mapped),
+    "linear_gelu_forward": KernelCase(lambda rng, R, C: (*_mapped(rng, R, C), R % 2 == 0)),
+    "sum_rows": KernelCase(lambda rng, R, C: (_rows(rng, R, C),)),
     "product": KernelCase(
         lambda rng, R, C: (rng.standard_normal((R, 64)) / 8, rng.standard_normal((64, C)))
     ),
+    "copy_rows": KernelCase(
+        lambda rng, R, C: (_rows(rng, max(R, 1), C), rng.integers(0, max(R, 1), R))
+    ),
+    "few_rows": KernelCase(_few_rows),
+    "attend_few": KernelCase(_attend_few, in_place=(1, 2, 6)),
     "add_rows": KernelCase(
         lambda rng, R, C: (_rows(rng, R, C), rng.integers(0, max(1, R // 2), R), max(1, R // 2))
     ),
     "adamw_update": KernelCase(_adam, in_place=(0, 2, 3)),
+    "sum_of_squares": KernelCase(lambda rng, R, C: (_rows(rng, R, C),)),
+    "dropout_forward": KernelCase(lambda rng, R, C: (_rows(rng, R, C), 0.3, 11)),
+    "dropout_pullback": KernelCase(lambda rng, R, C: (_rows(rng, R, C), 0.3, 11)),
 }

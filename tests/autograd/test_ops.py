@@ -411,6 +411,16 @@ def test_what_is_not_finite_passes_in_silence(name, dtype):
     assert not np.isfinite(inputs[0].grad).all()
 
 
+@pytest.mark.parametrize("dtype", [np.float64, np.float32])
+def test_a_residual_that_is_not_finite_is_added_and_normalised_in_silence(dtype):
+    x, branch, gain, bias = (a.astype(dtype) for a in (ROWS, ROWS[::-1], ROWS[0], ROWS[1]))
+    for result in (
+        ops.residual_layer_norm(x, branch, gain, bias),
+        ops.residual_rms_norm(x, branch, gain),
+    ):
+        assert [np.isfinite(part.array).all() for part in result] == [False, False]
+
+
 # What an option is when it is left out.
 
 X = np.array([[1.0, 2.0], [4.0, 8.0]]) * 1e-9  # small enough to tell one eps from another
@@ -422,6 +432,8 @@ LEFT_OUT = {
     "logsumexp": ((X,), {"axis": -1, "keepdims": False}),
     "layer_norm": ((X, np.ones(2), np.ones(2)), {"eps": 1e-5}),
     "rms_norm": ((X, np.ones(2)), {"eps": 1e-6}),
+    "residual_layer_norm": ((X, X, np.ones(2), np.ones(2)), {"eps": 1e-5}),
+    "residual_rms_norm": ((X, X, np.ones(2)), {"eps": 1e-6}),
     "cosine": ((X, X.T), {"axis": -1, "eps": 1e-8}),
     "cross_entropy": (
         (X, LABELS),
@@ -519,6 +531,10 @@ REFUSED = [
     ("layer_norm", (PAIR, F(1), F(2)), {}, ShapeError, r"shape \(2,\)"),
     ("layer_norm", (PAIR, F(2), F(1)), {}, ShapeError, r"shape \(2,\)"),
     ("rms_norm", (PAIR, F(1)), {}, ShapeError, r"shape \(2,\)"),
+    ("residual_layer_norm", (PAIR, PAIR, F(2), F(1)), {}, ShapeError, r"shape \(2,\)"),
+    ("residual_layer_norm", (PAIR, F((1, 2)), F(2), F(2)), {}, ShapeError, r"branch \(1, 2\)"),
+    ("residual_rms_norm", (PAIR, PAIR, F(1)), {}, ShapeError, r"shape \(2,\)"),
+    ("residual_rms_norm", (PAIR, F((1, 2)), F(2)), {}, ShapeError, r"branch \(1, 2\)"),
     ("split", (PAIR,), {"parts": 0}, ShapeError, "0 equal parts"),
     ("split", (F((2, 5)),), {"parts": 2}, ShapeError, "length 5"),
     ("split", (PAIR,), {"parts": (1, 2)}, ShapeError, "do not add up"),

@@ -7,7 +7,8 @@ import pytest
 from accuracy import as_accurate_as, assert_near, wide
 from kernel_cases import KERNEL_CASES, SHAPES
 
-from tinyplm.kernels.compiled import exp32, jit
+from tinyplm.kernels import threads as cores
+from tinyplm.kernels.compiled import exponential, parallel
 from tinyplm.kernels.erf import erf
 from tinyplm.kernels.registry import KERNELS
 
@@ -39,27 +40,48 @@ def test_a_variant_is_as_accurate_as_the_definition(name, variant, shape):
     arguments = case.arguments(*shape, np.float32)
     if variant.function is None:
         pytest.skip("cannot be built here")
-    as_accurate_as(
-        lambda *a: case.call(KERNELS[name].definition, *a),
-        lambda *a: case.call(variant.function, *a),
-        *arguments,
-    )
+    with KERNELS[name].using(variant.name):
+        as_accurate_as(
+            lambda *a: case.call(KERNELS[name].definition, *a),
+            lambda *a: case.call(KERNELS[name], *a),
+            *arguments,
+        )
 
 
 @pytest.mark.parametrize(("name", "variant"), COMPILED, ids=[name for name, _ in COMPILED])
-def test_a_compiled_variant_takes_plain_float32_and_leaves_the_rest_to_the_definition(
-    name, variant
-):
+def test_a_compiled_variant_takes_float32_and_float64(name, variant):
     case = KERNEL_CASES[name]
-    assert not variant.when(*case.arguments(3, 7, np.float64))
-    single = case.arguments(6, 8, np.float32)
-    assert variant.when(*single)
-    first = np.repeat(single[0], 2, axis=-1)[..., ::2]
-    assert not variant.when(first, *single[1:])
-    plain = case.call(KERNELS[name], *single)
-    strided = case.call(KERNELS[name], first, *single[1:])
-    for a, b in zip(plain, strided, strict=True):
-        assert_near(a, b, 1e-5)
+    for dtype, near in ((np.float32, 1e-5), (np.float64, 1e-13)):
+        arguments = case.arguments(6, 8, dtype)
+        if not case.through:
+            assert variant.when(*arguments)
+        fast = case.call(variant.function, *arguments)
+        plain = case.call(KERNELS[name].definition, *arguments)
+        for a, b in zip(fast, plain, strict=True):
+            assert a.dtype == b.dtype
+            assert_near(a, b, near)
+
+
+@pytest.mark.parametrize("dtype", [np.float16])
+@pytest.mark.parametrize(("name", "variant"), COMPILED, ids=[name for name, _ in COMPILED])
+def test_a_compiled_variant_leaves_other_types_to_the_definition(name, variant, dtype):
+    case = KERNEL_CASES[name]
+    if not case.through:
+        assert not variant.when(*case.arguments(6, 8, dtype))
+
+
+@pytest.mark.parametrize(("name", "variant"), COMPILED, ids=[name for name, _ in COMPILED])
+def test_a_kernel_gives_the_same_for_any_strides(name, variant):
+    case = KERNEL_CASES[name]
+    plain = case.arguments(6, 8, np.float32)
+    expected = case.call(KERNELS[name], *plain)
+    for i, array in enumerate(plain):
+        if not isinstance(array, np.ndarray) or i in case.in_place or array.ndim < 2:
+            continue
+        for strided in (np.repeat(array, 2, axis=-1)[..., ::2], np.asfortranarray(array)):
+            found = case.call(KERNELS[name], *plain[:i], strided, *plain[i + 1 :])
+            for a, b in zip(found, expected, strict=True):
+                assert_near(a, b, 1e-5)
 
 
 @pytest.mark.parametrize("threads", ["1", "2", "5"])
@@ -67,7 +89,8 @@ def test_a_compiled_variant_takes_plain_float32_and_leaves_the_rest_to_the_defin
 def test_a_variant_gives_the_same_bits_again_and_changes_no_input(
     monkeypatch, name, variant, threads
 ):
-    monkeypatch.setenv("TINYPLM_THREADS", threads)
+    monkeypatch.setattr(cores, "available", lambda: int(threads))
+    monkeypatch.setattr(cores, "_team", None)
     case = KERNEL_CASES[name]
     if variant.function is None:
         pytest.skip("cannot be built here")
@@ -80,7 +103,7 @@ def test_a_variant_gives_the_same_bits_again_and_changes_no_input(
         lambda *a: case.call(variant.function, *a),
         *arguments,
     )
-    variant.function(*own)
+    case.call(variant.function, *own)
     for i, (a, b) in enumerate(zip(own, arguments, strict=True)):
         if i not in case.in_place and isinstance(a, np.ndarray):
             assert a.tobytes() == b.tobytes()
@@ -111,35 +134,37 @@ def test_erf_has_its_limits_and_signs():
     assert y[5] >= 0
 
 
+def _exp_part(team, part, start, stop, x, y):
+    for i in range(start, stop):
+        y[i] = exponential(x[i])
+
+
 @pytest.fixture(scope="module")
 def compiled_exp():
-    def loop(x, y):
-        for i in range(x.size):
-            y[i] = exp32(x[i])
-
-    numba = pytest.importorskip("numba")
-    assert jit(_unused, exp32) is not None  # makes exp32 known to Numba
-    function = numba.njit(loop)
+    pytest.importorskip("numba")
+    loop = parallel(_exp_part)
 
     def run(x):
         y = np.empty_like(x)
-        function(x, y)
+        loop(x.size, x, y)
         return y
 
     return run
 
 
-def _unused(x):
-    x[:] = 0
+@pytest.mark.parametrize(
+    ("dtype", "low", "high"), [(np.float32, -87, 88), (np.float64, -708, 709)], ids=["f", "d"]
+)
+def test_the_compiled_exponential_is_within_two_units_in_the_last_place(
+    compiled_exp, dtype, low, high
+):
+    x = np.linspace(low, high, 200_001).astype(dtype)
+    right = np.exp(x.astype(np.longdouble))
+    assert (np.abs(compiled_exp(x) / right - 1)).max() <= 2 * np.finfo(dtype).eps
 
 
-def test_the_compiled_exponential_is_within_two_units_in_the_last_place(compiled_exp):
-    x = np.linspace(-87, 88, 200_001, dtype=np.float32)
-    right = np.exp(x.astype(np.float64))
-    assert (np.abs(compiled_exp(x) / right - 1)).max() <= 2 * np.finfo(np.float32).eps
-
-
-def test_the_compiled_exponential_has_its_limits(compiled_exp):
-    x = np.array([-np.inf, -1e30, -88, 0, 89, 1e30, np.inf, np.nan], np.float32)
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_the_compiled_exponential_has_its_limits(compiled_exp, dtype):
+    x = np.array([-np.inf, -1e30, -709, 0, 710, 1e30, np.inf, np.nan], dtype)
     assert compiled_exp(x)[:-1].tolist() == [0, 0, 0, 1, np.inf, np.inf, np.inf]
     assert np.isnan(compiled_exp(x)[-1])

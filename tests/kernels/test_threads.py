@@ -1,144 +1,144 @@
-"""Work that is shared between threads is all done, once, and errors and settings come back."""
+"""Work that is shared between threads is all done, once, and settings come back."""
 
 import os
 import subprocess
 import sys
 import threading
 import time
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from tinyplm.kernels import threads
-from tinyplm.kernels.matmul import LEAST, product
+from tinyplm.kernels.compiled import parallel
+from tinyplm.kernels.matmul import LEAST_PRODUCT, product
 
 PARTS = pytest.mark.parametrize("cores", [1, 2, 3, 5])
 
 
 @pytest.fixture
 def available(monkeypatch):
-    """Let work be shared between this many threads."""
+    """Let work be shared between this many threads, of a team of their own."""
 
     def use(cores):
         monkeypatch.setattr(threads, "available", lambda: cores)
+        monkeypatch.setattr(threads, "_team", None)
 
     return use
 
 
+def _count(team, part, start, stop, done, part_of):
+    for i in range(start, stop):
+        done[i] += 1
+        part_of[i] = part
+
+
+def _count_slowly(team, part, start, stop, done, part_of):
+    for i in range(start, stop):
+        x = 1.0
+        for k in range(200_000):
+            x = x * 0.999 + k
+        done[i] += 1 if x > 0 else 2
+        part_of[i] = part
+
+
+@pytest.fixture(scope="module")
+def count():
+    pytest.importorskip("numba")
+    return parallel(_count)
+
+
+@pytest.fixture(scope="module")
+def count_slowly():
+    pytest.importorskip("numba")
+    return parallel(_count_slowly)
+
+
+def counted(run, total, **sharing):
+    done, part_of = np.zeros(total, np.int64), np.zeros(total, np.int64)
+    run(total, done, part_of, **sharing)
+    assert (done == 1).all()
+    return part_of
+
+
 @PARTS
 @pytest.mark.parametrize("total", [0, 1, 2, 7, 100])
-def test_every_item_is_done_once(available, cores, total):
+def test_every_item_is_done_once(available, count, cores, total):
     available(cores)
-    done = np.zeros(total, int)
-
-    def work(start, stop):
-        done[start:stop] += 1
-
-    threads.share(total, work)
-    assert (done == 1).all()
+    for _ in range(50):
+        counted(count, total)
 
 
-def test_parts_have_at_least_as_many_items_as_asked(available):
+def test_parts_have_at_least_as_many_items_as_asked(available, count):
     available(4)
-    sizes = []
-    threads.share(100, lambda start, stop: sizes.append(stop - start), least=40)
-    assert sorted(sizes) == [50, 50]
+    assert np.bincount(counted(count, 100, least=40)).tolist() == [50, 50]
 
 
-def test_parts_run_at_the_same_time(available):
+def test_there_are_no_more_parts_than_asked(available, count):
     available(2)
-    both = threading.Barrier(2, timeout=20)
-    threads.share(2, lambda start, stop: both.wait())  # would time out one after the other
+    assert np.bincount(counted(count, 100, most=3)).tolist() == [33, 33, 34]
+    assert counted(count, 100).max() + 1 == threads.parts(100, 1)
 
 
-def test_a_part_that_no_thread_begins_is_done_by_the_caller(available, monkeypatch):
-    available(2)
-    asleep = SimpleNamespace(parts=SimpleNamespace(put=lambda part: None))
-    monkeypatch.setattr(threads, "_workers", lambda count: [asleep] * count)
-    test_every_item_is_done_once(available, 2, 10)
-
-
-def test_the_parts_are_the_same_while_the_threads_are_busy(available):
+def test_the_parts_are_the_same_while_the_threads_are_busy(available, count):
     available(3)
-    free, busy = [], []
-    threads.share(10, lambda start, stop: free.append((start, stop)))
-    with threads._in_use:
-        threads.share(10, lambda start, stop: busy.append((start, stop)))
-    assert sorted(free) == busy
+    free = counted(count, 100)
+    words = threads.team()
+    words[threads.BUSY] = 1
+    busy = counted(count, 100)
+    assert (free == busy).all()
+    words[threads.BUSY] = 0
 
 
-@pytest.mark.parametrize("failing", [0, 1])
-def test_an_error_in_a_part_is_raised_and_the_threads_work_on(available, failing):
+def test_sleeping_threads_wake_for_new_work(available, count):
+    available(3)
+    for _ in range(3):
+        counted(count, 100)
+        deadline = time.monotonic() + 20
+        while threads.team(wake=False)[threads.ASLEEP] < 2 and time.monotonic() < deadline:
+            time.sleep(0.001)
+        assert threads.team(wake=False)[threads.ASLEEP] == 2
+
+
+def test_work_is_done_without_threads_that_never_run(available, count, monkeypatch):
     available(2)
-
-    def work(start, stop):
-        if start == failing:
-            raise ValueError(f"part {start}")
-
-    with pytest.raises(ValueError, match=f"part {failing}"):
-        threads.share(2, work)
-    test_every_item_is_done_once(available, 2, 10)
+    monkeypatch.setattr(threads.Team, "wake", lambda self: None)
+    counted(count, 100)
 
 
-def test_after_an_interrupt_nothing_of_the_old_work_is_taken_for_new(available):
+def test_parts_run_at_the_same_time(available, count_slowly):
+    if threads.available() < 2:
+        pytest.skip("one core only")
     available(2)
-    late = np.zeros(2, int)
-
-    def interrupted(start, stop):
-        if start == 0:
-            raise KeyboardInterrupt
-        time.sleep(0.2)
-        late[start:stop] += 1
-
-    with pytest.raises(KeyboardInterrupt):
-        threads.share(2, interrupted)
-    done = np.zeros(2, int)
-
-    def work(start, stop):
-        time.sleep(0.3 * start)
-        done[start:stop] += 1
-
-    threads.share(2, work)
-    assert (done == 1).all()
+    words = threads.team()
+    done, part_of = np.zeros(64, np.int64), np.zeros(64, np.int64)
+    helped = False
+    for _ in range(20):
+        caller = threading.Thread(target=count_slowly, args=(64, done, part_of))
+        caller.start()
+        while caller.is_alive():  # two parts begun and none done
+            word = int(words[threads.NEXT])
+            helped = helped or (word & 0xFFFF) - int(words[threads.DONE]) >= 2
+        caller.join()
+        if helped:
+            break
+    assert helped
 
 
-def test_work_within_work_is_done_where_it_is(available):
+def test_several_callers_at_once_all_get_their_work_done(available, count):
     available(2)
-    done = np.zeros((4, 5), int)
-
-    def inner(row):
-        def work(start, stop):
-            done[row, start:stop] += 1
-
-        return work
-
-    def outer(start, stop):
-        for row in range(start, stop):
-            threads.share(5, inner(row))
-
-    threads.share(4, outer)
-    assert (done == 1).all()
-
-
-def test_several_callers_at_once_all_get_their_work_done(available):
-    available(2)
-    done = np.zeros((8, 1000), int)
+    done, part_of = np.zeros((8, 1000), np.int64), np.zeros((8, 1000), np.int64)
 
     def caller(row):
-        def work(start, stop):
-            time.sleep(0.001)
-            done[row, start:stop] += 1
-
-        for _ in range(5):
-            threads.share(1000, work)
+        for _ in range(50):
+            count(1000, done[row], part_of[row])
 
     callers = [threading.Thread(target=caller, args=(row,)) for row in range(8)]
     for thread in callers:
         thread.start()
     for thread in callers:
         thread.join()
-    assert (done == 5).all()
+    assert (done == 50).all()
 
 
 @PARTS
@@ -158,17 +158,18 @@ def test_a_shared_product_is_the_product(available, cores, shape, dtype):
 
 def test_blas_has_as_many_threads_after_a_shared_product_as_before(available):
     available(2)
-    blas = threads._openblas()
+    blas = threads.openblas()
     if blas is None:
         pytest.skip("NumPy's BLAS is not an OpenBLAS that can be asked")
-    before = blas.threads()
+    ask, tell = blas[threads.COUNT_THREADS], blas[threads.SET_THREADS]
+    before = ask()
     try:
-        blas.set_threads(2)
-        n = round(LEAST ** (1 / 3)) * 2
+        tell(2)
+        n = round(LEAST_PRODUCT ** (1 / 3)) * 4
         product(np.ones((n, n)), np.ones((n, n)))
-        assert blas.threads() == 2
+        assert ask() == 2
     finally:
-        blas.set_threads(before)
+        tell(before)
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
@@ -177,16 +178,14 @@ def test_a_forked_child_has_threads_of_its_own():
 import os, warnings
 import numpy as np
 from tinyplm.kernels import threads
+from tinyplm.kernels.matmul import product
 threads.available = lambda: 2
-def run():
-    done = np.zeros(10, int)
-    def work(i, j): done[i:j] += 1
-    threads.share(10, work)
-    assert (done == 1).all()
-run()
+a = np.random.default_rng(0).standard_normal((300, 300))
+right = product(a, a)
 warnings.simplefilter("ignore")
 child = os.fork()
-run()
+assert (product(a, a) == right).all()
+assert sum("tinyplm" in thread.name for thread in __import__("threading").enumerate()) <= 1
 if child == 0:
     os._exit(0)
 assert os.waitpid(child, 0)[1] == 0
@@ -194,12 +193,25 @@ assert os.waitpid(child, 0)[1] == 0
     subprocess.run([sys.executable, "-c", script], check=True, timeout=60)
 
 
-@pytest.mark.parametrize(("asked", "given"), [("3", 3), ("", None), ("x", None), ("0", None)])
-def test_the_number_of_threads_can_be_asked_for(asked, given):
+@pytest.mark.parametrize(
+    ("name", "asked", "given"),
+    [
+        ("TINYPLM_THREADS", "3", 3),
+        ("OMP_NUM_THREADS", "3", 3),
+        ("TINYPLM_THREADS", "", None),
+        ("TINYPLM_THREADS", "x", None),
+        ("OMP_NUM_THREADS", "0", None),
+    ],
+)
+def test_the_number_of_threads_can_be_asked_for(name, asked, given):
     script = "from tinyplm.kernels.threads import available; print(available())"
-    environment = os.environ | {"TINYPLM_THREADS": asked}
+    environment = {k: v for k, v in os.environ.items() if not k.endswith("_THREADS")}
     printed = subprocess.run(
-        [sys.executable, "-c", script], env=environment, check=True, capture_output=True, text=True
+        [sys.executable, "-c", script],
+        env=environment | {name: asked},
+        check=True,
+        capture_output=True,
+        text=True,
     ).stdout
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    assert int(printed) == (given or cores)
+    assert 1 <= int(printed) <= cores if given is None else int(printed) == given

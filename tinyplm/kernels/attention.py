@@ -2,27 +2,31 @@
 
     y = softmax(scale q k' + bias, over the keys that may be seen) v        (Vaswani et al., 2017, eq. 1)
 
-Scores never exist whole: they are made for a tile of batch rows, heads and queries that fits the cache. Small problems
-fit one tile, and then its probabilities are kept for the pullback; otherwise they are made again.
+Scores never exist whole: they are made for a tile of queries that fits the cache. Small problems keep their
+probabilities for the pullback; otherwise these are made again, from the scores and the logarithm of each row's sum.
 
 Layout: q (B, H, T, K), k (B, H, S, K), v (B, H, S, J), any strides. With `causal`, query t stands at position
 t + S - T, so that the last query sees every key, as it does when earlier keys come from a cache.
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from ..backend import namespace
 from ..types import Array
+from .compiled import address, array_at, exponential, gemm, largest, parallel
+from .dropout import kept, scale, threshold
 from .registry import Kernel
 from .softmax import score_softmax, score_softmax_pullback
-from .threads import LEAST, share
+from .threads import LEAST, available, openblas, parts
 
 TILE = 1 << 20
-"""Scores in one tile: 4 MB of float32, about what a core's cache holds."""
+"""Scores in one tile of the definition, and most that are kept: 4 MB of float32."""
+ROWS = 128
+"""Queries of a head that the compiled variants take at once, or half of them where there are few."""
 
 Slices = tuple[slice, slice, slice]
 
@@ -45,28 +49,39 @@ class Rules(NamedTuple):
     seed: int = 0
 
 
+class Kept(NamedTuple):
+    """What the forward pass keeps for the pullback.
+
+    Attributes:
+        y: the result.
+        p: probabilities (B, H, T, S) before dropout, where they are asked for or few.
+        log_sum: (B H T,), the logarithm of each row's sum of exponentials, where the variant wants it.
+    """
+
+    y: Array
+    p: Array | None
+    log_sum: Array | None
+
+
 @Kernel
 def attention_forward(
     q: Array, k: Array, v: Array, bias: Array | None, rules: Rules, keep: bool
-) -> tuple[Array, Array | None]:
-    """Result (B, H, T, J), and the probabilities (B, H, T, S) if keep or small, else None."""
+) -> Kept:
+    """Result (B, H, T, J), which lies in memory as (B, T, H, J); and the probabilities if keep or few."""
     xp = namespace(q)
-    shape = (*q.shape[:3], k.shape[2])
-    y = xp.empty((*q.shape[:3], v.shape[3]), q.dtype)
+    (B, H, T, _), (S, J) = q.shape, v.shape[2:]
+    shape = (B, H, T, S)
+    y = xp.empty((B, T, H, J), q.dtype).swapaxes(1, 2)
     keep = keep or math.prod(shape) <= TILE
     p_all = xp.zeros(shape, q.dtype) if keep else None
-
-    def part(start: int, stop: int) -> None:
-        for b, h, t in _tiles(shape, start, stop):
-            p, seen = _probabilities(q, k, bias, rules, (b, h, t))
-            if p_all is not None:
-                p_all[b, h, t, :seen] = p
-            if rules.rate:
-                p *= _kept(rules, (b, h, t), p)
-            xp.matmul(p, v[b, h, :seen], out=y[b, h, t])
-
-    _share(shape, xp, part)
-    return y, p_all
+    for b, h, t in _tiles(shape):
+        p, seen = _probabilities(q, k, bias, rules, (b, h, t))
+        if p_all is not None:
+            p_all[b, h, t, :seen] = p
+        if rules.rate:
+            p *= _factors(rules, (b, h, t), shape, p)
+        y[b, h, t] = p @ v[b, h, :seen]
+    return Kept(y, p_all, None)
 
 
 @Kernel
@@ -78,76 +93,53 @@ def attention_pullback(
     v: Array,
     bias: Array | None,
     rules: Rules,
-    p_all: Array | None,
-) -> tuple[Array, Array, Array, Array | None]:
-    """Gradients of q, k, v and bias; g_p is that of the probabilities, where they were asked for."""
+    found: Kept,
+    into: tuple[Array, Array, Array],
+) -> Array | None:
+    """Write the gradients of q, k and v; return that of bias. g_p is that of the probabilities, where asked for."""
     xp = namespace(q)
     shape = (*q.shape[:3], k.shape[2])
-    gq, gk, gv = xp.zeros(q.shape, q.dtype), xp.zeros(k.shape, k.dtype), xp.zeros(v.shape, v.dtype)
+    gq, gk, gv = into
+    gq[...], gk[...], gv[...] = 0, 0, 0
     g_bias = None if bias is None else xp.zeros(bias.shape, bias.dtype)
-
-    def part(start: int, stop: int) -> None:
-        for b, h, t in _tiles(shape, start, stop):
-            if p_all is None:
-                p, seen = _probabilities(q, k, bias, rules, (b, h, t))
-            else:
-                seen = _seen(t, shape, rules)
-                p = p_all[b, h, t, :seen]
-            g_tile = g[b, h, t]
-            gs = _product(g_tile, v[b, h, :seen].swapaxes(-1, -2))
-            used = p
-            if rules.rate:
-                kept = _kept(rules, (b, h, t), p)
-                gs *= kept
-                used = p * kept
-            _add_product(gv[b, h, :seen], used.swapaxes(-1, -2), g_tile, fresh=t.start == 0)
-            if g_p is not None:
-                gs += g_p[b, h, t, :seen]
-            # A bias is added to scores that are scaled already: its gradient comes before the scale.
-            scale = rules.scale if g_bias is None else 1.0
-            score_softmax_pullback(_groups(gs), _groups(p), scale)
-            if g_bias is not None:
-                _add_to_bias(g_bias, gs, (b, h, t), seen)
-                gs *= gs.dtype.type(rules.scale)
-            xp.matmul(gs, k[b, h, :seen], out=gq[b, h, t])
-            _add_product(gk[b, h, :seen], gs.swapaxes(-1, -2), q[b, h, t], fresh=t.start == 0)
-
-    if g_bias is None:
-        _share(shape, xp, part)
-    else:  # all tiles add to one bias
-        part(0, shape[0])
-    return gq, gk, gv, g_bias
+    for b, h, t in _tiles(shape):
+        if found.p is None:
+            p, seen = _probabilities(q, k, bias, rules, (b, h, t))
+        else:
+            seen = _seen(t, shape, rules)
+            p = found.p[b, h, t, :seen]
+        g_tile = g[b, h, t]
+        gs = _product(g_tile, v[b, h, :seen].swapaxes(-1, -2))
+        used = p
+        if rules.rate:
+            factors = _factors(rules, (b, h, t), shape, p)
+            gs *= factors
+            used = p * factors
+        gv[b, h, :seen] += used.swapaxes(-1, -2) @ g_tile
+        if g_p is not None:
+            gs += g_p[b, h, t, :seen]
+        # A bias is added to scores that are scaled already: its gradient comes before the scale.
+        score_softmax_pullback(_groups(gs), _groups(p), rules.scale if g_bias is None else 1.0)
+        if g_bias is not None:
+            _add_to_bias(g_bias, gs, (b, h, t), seen)
+            gs *= gs.dtype.type(rules.scale)
+        gq[b, h, t] = gs @ k[b, h, :seen]
+        gk[b, h, :seen] += gs.swapaxes(-1, -2) @ q[b, h, t]
+    return g_bias
 
 
-def _share(shape: tuple[int, ...], xp: Any, part: Callable[[int, int], None]) -> None:
-    """Share the rows of the batch between threads where there is enough to do."""
-    scores = math.prod(shape[1:])
-    if xp is np:
-        share(shape[0], part, least=-(-LEAST // max(1, 4 * scores)))  # a score costs as four values
-    else:
-        part(0, shape[0])
-
-
-def _add_product(total: Array, a: Array, b: Array, *, fresh: bool) -> None:
-    """Add a @ b to total, which is still zero if fresh."""
-    if fresh:
-        namespace(a).matmul(a, b, out=total)
-    else:
-        total += a @ b
-
-
-def _tiles(shape: tuple[int, ...], start: int, stop: int) -> Iterator[Slices]:
-    """Slices of batch rows from start to stop, heads and queries, each of at most TILE scores or one row of them."""
-    _, H, T, S = shape
+def _tiles(shape: tuple[int, ...]) -> Iterator[Slices]:
+    """Slices of batch rows, heads and queries, each of at most TILE scores or one row of them."""
+    B, H, T, S = shape
     rows = max(1, TILE // max(1, S))
     t_step = min(T, rows) or 1
     h_step = min(H, max(1, rows // t_step)) or 1
     b_step = max(1, rows // (t_step * h_step))
-    for b in range(start, stop, b_step):
+    for b in range(0, B, b_step):
         for h in range(0, H, h_step):
             for t in range(0, T, t_step):
                 yield (
-                    slice(b, min(stop, b + b_step)),
+                    slice(b, b + b_step),
                     slice(h, h + h_step),
                     slice(t, min(T, t + t_step)),
                 )
@@ -204,16 +196,331 @@ def _add_to_bias(g_bias: Array, gs: Array, tile: Slices, seen: int) -> None:
     g_bias[place] += gs.sum(axis=axes, keepdims=True) if axes else gs
 
 
-def _kept(rules: Rules, tile: Slices, like: Array) -> Array:
-    """Factors of dropout for a tile: 0, or one over the share kept. Each batch row draws for itself."""
+def _factors(rules: Rules, tile: Slices, shape: tuple[int, ...], like: Array) -> Array:
+    """Factors of dropout for a tile: 0, or one over the share kept."""
     xp = namespace(like)
-    b, h, t = tile
-    drawn = [
-        np.random.default_rng([rules.seed, row, h.start, t.start]).random(
-            like.shape[1:], np.float32
-        )
-        for row in range(b.start, b.stop)
-    ]
-    kept = np.stack(drawn) >= rules.rate
-    scale = 0 if rules.rate == 1 else 1 / (1 - rules.rate)
-    return xp.asarray(kept).astype(like.dtype) * like.dtype.type(scale)
+    b, h, t = (
+        xp.arange(*part.indices(n), dtype=np.int64) for part, n in zip(tile, shape, strict=False)
+    )
+    row = (b[:, None, None] * shape[1] + h[:, None]) * shape[2] + t
+    place = row[..., None] * shape[3] + xp.arange(like.shape[-1], dtype=np.int64)
+    stays = kept(rules.seed, place, threshold(rules.rate))
+    return stays.astype(like.dtype) * like.dtype.type(scale(rules.rate))
+
+
+def _softmax_row(row: Any) -> Any:
+    """Turn scores into exponentials; their sum, and the largest score. Where there is nothing to see the sum is 0."""
+    kind = row.dtype.type
+    top, total = largest(row), kind(0)
+    if top == kind(-np.inf):  # nothing was seen that is larger: minus infinities only, or NaN
+        for j in range(row.size):
+            row[j] = row[j] if row[j] != row[j] else kind(0)
+            total += row[j]
+    else:
+        for j in range(row.size):
+            e = exponential(row[j] - top)
+            row[j] = e
+            total += e
+    return total, top
+
+
+def _adjust_row(row: Any, bias: Any, mask: Any, b: int, h: int, t: int, seen: int) -> None:
+    """Add the bias to scores, and hide those that the mask hides."""
+    hidden = row.dtype.type(-np.inf)
+    if bias.size:
+        for s in range(seen):
+            row[s] += bias[b, h, t, s]
+    if mask.size:
+        for s in range(seen):
+            row[s] = row[s] if mask[b, h, t, s] else hidden
+
+
+def _turn(at: Any, step: Any, S: int, K: int, turned: Any) -> None:
+    """Copy the S rows of K values at an address as columns: BLAS is twice as fast with them."""
+    for s in range(S):
+        row = array_at(at + s * step, K, turned)
+        for i in range(K):
+            turned[i * S + s] = row[i]
+
+
+def _forward_part(
+    team: Any, part: int, start: int, stop: int,
+    q: Any, k: Any, v: Any, bias: Any, mask: Any, times: Any, causal: Any, bar: Any, more: Any, seed: Any,
+    rows: Any, scratch: Any, y: Any, p: Any, log_sum: Any,
+) -> None:  # fmt: skip
+    _, H, T, K = q.shape
+    S, J, size, kind = k.shape[2], v.shape[3], q.itemsize, y.dtype.type
+    own = scratch[part]
+    turned, space = own[: K * S], own[K * S :]
+    low = kind(-np.inf)
+    for unit in range(start, stop):
+        b, h = unit // H, unit % H
+        q_at = address(q) + b * q.strides[0] + h * q.strides[1]
+        v_at = address(v) + b * v.strides[0] + h * v.strides[1]
+        y_at = address(y) + b * y.strides[0] + h * y.strides[1]
+        k_at = address(k) + b * k.strides[0] + h * k.strides[1]
+        k_step, turn_k = k.strides[2] // size, rows >= T
+        if not turn_k:
+            _turn(k_at, k.strides[2], S, K, turned)
+            k_at, k_step = address(turned), S
+        for first in range(0, T, rows):
+            last = min(first + rows, T)
+            most = min(S, max(0, last + S - T)) if causal else S
+            # Probabilities that are kept are made where they stay. Else rows are of whole vectors.
+            width = S if p.size else -(-most // 16) * 16
+            scores = address(p) + size * (unit * T + first) * S if p.size else address(space)
+            gemm(
+                team, space, False, turn_k, last - first, most, K, times,
+                q_at + first * q.strides[2], q.strides[2] // size, k_at, k_step, 0, scores, width,
+            )  # fmt: skip
+            for t in range(first, last):
+                row = array_at(scores + size * (t - first) * width, width, space)
+                seen = min(S, max(0, t + 1 + S - T)) if causal else S
+                for s in range(seen, width):
+                    row[s] = low
+                if bias.size or mask.size:
+                    _adjust_row(row, bias, mask, b, h, t, seen)
+                total, top = _softmax_row(row)
+                empty = total == 0
+                share = kind(1) if empty else kind(1) / total
+                if not p.size:
+                    log_sum[unit * T + t] = -low if empty else top + kind(math.log(total))
+                for s in range(width):
+                    row[s] *= share
+                if bar:
+                    place = (unit * T + t) * S
+                    used = array_at(address(space) + size * (t - first) * width, width, space)
+                    for s in range(seen):
+                        used[s] = row[s] * (more if kept(seed, place + s, bar) else kind(0))
+                    for s in range(seen, most):
+                        used[s] = 0
+            if most:
+                gemm(
+                    team, space, False, False, last - first, J, most, 1,
+                    address(space) if bar else scores, width, v_at, v.strides[2] // size,
+                    0, y_at + first * y.strides[2], y.strides[2] // size,
+                )  # fmt: skip
+            else:
+                for t in range(first, last):
+                    row = array_at(y_at + t * y.strides[2], J, space)
+                    for i in range(J):
+                        row[i] = 0
+
+
+def _pullback_part(
+    team: Any, part: int, start: int, stop: int,
+    g: Any, q: Any, k: Any, v: Any, bias: Any, mask: Any, times: Any, causal: Any, bar: Any, more: Any, seed: Any,
+    rows: Any, scratch: Any, y: Any, p: Any, log_sum: Any, gq: Any, gk: Any, gv: Any,
+) -> None:  # fmt: skip
+    _, H, T, K = q.shape
+    S, J, size, kind = k.shape[2], v.shape[3], q.itemsize, y.dtype.type
+    own = scratch[part]
+    keys, values, space = own[: K * S], own[K * S : (K + J) * S], own[(K + J) * S :]
+    low = kind(-np.inf)
+    for unit in range(start, stop):
+        b, h = unit // H, unit % H
+        q_at = address(q) + b * q.strides[0] + h * q.strides[1]
+        k_at = address(k) + b * k.strides[0] + h * k.strides[1]
+        y_at = address(y) + b * y.strides[0] + h * y.strides[1]
+        g_at = address(g) + b * g.strides[0] + h * g.strides[1]
+        gq_at = address(gq) + b * gq.strides[0] + h * gq.strides[1]
+        gk_at = address(gk) + b * gk.strides[0] + h * gk.strides[1]
+        gv_at = address(gv) + b * gv.strides[0] + h * gv.strides[1]
+        v_at = address(v) + b * v.strides[0] + h * v.strides[1]
+        v_step, keys_at, keys_step = v.strides[2] // size, k_at, k.strides[2] // size
+        turn = rows >= T
+        if not turn:
+            _turn(v_at, v.strides[2], S, J, values)
+            v_at, v_step = address(values), S
+        if not turn and not p.size:
+            _turn(k_at, k.strides[2], S, K, keys)
+            keys_at, keys_step = address(keys), S
+        for s in range(S):
+            row = array_at(gk_at + s * gk.strides[2], K, own)
+            for i in range(K):
+                row[i] = 0
+            row = array_at(gv_at + s * gv.strides[2], J, own)
+            for i in range(J):
+                row[i] = 0
+        for first in range(0, T, rows):
+            last = min(first + rows, T)
+            most = min(S, max(0, last + S - T)) if causal else S
+            count = last - first
+            width = S if p.size else -(-most // 16) * 16
+            scores = address(space)
+            used = scores + size * count * width
+            probabilities = address(p) + size * (unit * T + first) * S if p.size else used
+            if most == 0:
+                for t in range(first, last):
+                    row = array_at(gq_at + t * gq.strides[2], K, own)
+                    for i in range(K):
+                        row[i] = 0
+                continue
+            if not p.size:
+                gemm(
+                    team, space, False, turn, count, most, K, times,
+                    q_at + first * q.strides[2], q.strides[2] // size, keys_at, keys_step,
+                    0, used, width,
+                )  # fmt: skip
+            gemm(
+                team, space, False, turn, count, most, J, 1,
+                g_at + first * g.strides[2], g.strides[2] // size, v_at, v_step, 0, scores, width,
+            )  # fmt: skip
+            for t in range(first, last):
+                row = array_at(probabilities + size * (t - first) * width, width, space)
+                g_row = array_at(scores + size * (t - first) * width, width, space)
+                seen = min(S, max(0, t + 1 + S - T)) if causal else S
+                for s in range(seen, width):
+                    g_row[s] = 0
+                if not p.size:
+                    for s in range(seen, width):
+                        row[s] = low
+                    if bias.size or mask.size:
+                        _adjust_row(row, bias, mask, b, h, t, seen)
+                    all_of_it = log_sum[unit * T + t]
+                    for s in range(width):
+                        row[s] = exponential(row[s] - all_of_it)
+                g_y = array_at(g_at + t * g.strides[2], J, space)
+                y_row = array_at(y_at + t * y.strides[2], J, space)
+                along = kind(0)  # the sum over the row of p times its gradient
+                for i in range(J):
+                    along += g_y[i] * y_row[i]
+                if bar:
+                    place = (unit * T + t) * S
+                    dropped = array_at(used + size * (t - first) * width, width, space)
+                    for s in range(width):
+                        factor = more if kept(seed, place + s, bar) else kind(0)
+                        g_row[s] = times * row[s] * (g_row[s] * factor - along)
+                        dropped[s] = row[s] * factor
+                else:
+                    for s in range(width):
+                        g_row[s] = times * row[s] * (g_row[s] - along)
+            gemm(
+                team, space, False, False, count, K, most, 1,
+                scores, width, k_at, k.strides[2] // size,
+                0, gq_at + first * gq.strides[2], gq.strides[2] // size,
+            )  # fmt: skip
+            gemm(
+                team, space, True, False, most, K, count, 1,
+                scores, width, q_at + first * q.strides[2], q.strides[2] // size,
+                1, gk_at, gk.strides[2] // size,
+            )  # fmt: skip
+            gemm(
+                team, space, True, False, most, J, count, 1,
+                used if bar else probabilities, width, g_at + first * g.strides[2],
+                g.strides[2] // size, 1, gv_at, gv.strides[2] // size,
+            )  # fmt: skip
+
+
+def _fits(*arrays: Array) -> bool:
+    """Whether BLAS can take each head of each array: rows without gaps, one after the other."""
+    kind = arrays[0].dtype.char
+    return (
+        kind in "fd"
+        and openblas() is not None
+        and all(a.dtype.char == kind and a.size and _has_rows(a) for a in arrays)
+    )
+
+
+def _has_rows(a: Array) -> bool:
+    step, last = a.strides[2:]
+    return bool(
+        (last == a.itemsize or a.shape[3] == 1)
+        and step >= a.itemsize * a.shape[3]
+        and step % a.itemsize == 0
+    )
+
+
+def _setting(rules: Rules, q: Array, k: Array, bias: Array | None) -> tuple[Any, ...]:
+    """What both bodies want to know besides the arrays."""
+    shape, kind = (*q.shape[:3], k.shape[2]), q.dtype.type
+    return (
+        np.empty((0, 0, 0, 0), q.dtype) if bias is None else np.broadcast_to(bias, shape),
+        np.empty((0, 0, 0, 0), bool) if rules.mask is None else np.broadcast_to(rules.mask, shape),
+        kind(rules.scale),
+        rules.causal,
+        threshold(rules.rate) if rules.rate else 0,
+        kind(scale(rules.rate)) if rules.rate else kind(1),
+        rules.seed,
+        min(q.shape[2], ROWS if k.shape[2] > 4 * ROWS else ROWS // 2),
+    )
+
+
+def _sharing(q: Array, k: Array) -> dict[str, int]:
+    """How heads are shared: those worth a thread's while, in twice as many parts as there are threads."""
+    scores = q.shape[2] * k.shape[2]
+    return {
+        "least": -(-LEAST // (8 * scores)),
+        "most": 2 * available(),
+    }  # a score costs as eight values
+
+
+@attention_forward.variant(
+    "numba",
+    library="numpy",
+    when=lambda q, k, v, bias, *_: _fits(q, k, v) and (bias is None or bias.dtype == q.dtype),
+)
+def _numba_forward() -> Any:
+    """Heads are shared between threads, and the scores of a few queries stay in a core's cache."""
+    run = parallel(
+        _forward_part,
+        _softmax_row,
+        _adjust_row,
+        _turn,
+        strided=("q", "k", "v", "bias", "mask", "y"),
+    )
+    if run is None:
+        return None
+
+    def forward(q: Array, k: Array, v: Array, bias: Array | None, rules: Rules, keep: bool) -> Kept:
+        (B, H, T, K), (S, J) = q.shape, v.shape[2:]
+        y = np.empty((B, T, H, J), q.dtype).swapaxes(1, 2)
+        keep = keep or B * H * T * S <= TILE
+        p = np.empty((B, H, T, S) if keep else (0, 0, 0, 0), q.dtype)
+        log_sum = np.empty(B * H * T, q.dtype)
+        setting, sharing = _setting(rules, q, k, bias), _sharing(q, k)
+        room = K * S + setting[-1] * (S + 15)
+        scratch = np.empty((parts(B * H, **sharing), room), q.dtype)
+        run(B * H, q, k, v, *setting, scratch, y, p.reshape(-1, S), log_sum, **sharing)
+        return Kept(y, p if keep else None, log_sum)
+
+    return forward
+
+
+@attention_pullback.variant(
+    "numba",
+    library="numpy",
+    when=lambda g, g_p, q, k, v, bias, rules, found, into: (
+        g_p is None
+        and bias is None
+        and found.log_sum is not None
+        and _fits(g, q, k, v, found.y, *into)
+    ),
+)
+def _numba_pullback() -> Any:
+    """As forward; the sum over p times its gradient comes from y, so that a row is read once."""
+    strided = ("g", "q", "k", "v", "bias", "mask", "y", "gq", "gk", "gv")
+    run = parallel(_pullback_part, _adjust_row, _turn, strided=strided)
+    if run is None:
+        return None
+
+    def pullback(
+        g: Array,
+        _: Array | None,
+        q: Array,
+        k: Array,
+        v: Array,
+        bias: Array | None,
+        rules: Rules,
+        found: Kept,
+        into: tuple[Array, Array, Array],
+    ) -> Array | None:
+        (B, H, _T, K), (S, J) = q.shape, v.shape[2:]
+        setting, sharing = _setting(rules, q, k, bias), _sharing(q, k)
+        room = (K + J) * S + 2 * setting[-1] * (S + 15)
+        scratch = np.empty((parts(B * H, **sharing), room), q.dtype)
+        p = np.empty((0, S), q.dtype) if found.p is None else found.p.reshape(-1, S)
+        run(B * H, g, q, k, v, *setting, scratch, found.y, p, found.log_sum, *into, **sharing)
+        return None
+
+    return pullback

@@ -3,20 +3,26 @@
 With smoothing e the target is 1 - e at the label plus e / V everywhere (Szegedy et al., 2016, section 7).
 """
 
-import math
 from typing import Any
 
 import numpy as np
 
 from ..backend import namespace
 from ..types import Array
-from .compiled import exp32, is_single, jit
-from .matmul import product
+from .compiled import cut, exponential, is_float, largest, parallel
+from .matmul import product, sum_rows
 from .registry import Kernel
-from .threads import LEAST, share
+from .threads import LEAST
 
 SLICE = 1 << 25
-"""Logits in one slice of the linear layer: 128 MB of float32."""
+"""Logits in one slice of the linear layer: 128 MB of float32.
+
+Each slice reads the whole weight and adds to the whole of its gradient. With 50257 classes, slices that would fit a
+cache are therefore slower, not faster: with 16 MB by two thirds, with 4 MB four times.
+"""
+
+BLOCK = 1 << 11
+"""Logits of a row that compiled code takes at once: 8 kB of float32, which the nearest cache holds."""
 
 
 @Kernel
@@ -28,14 +34,14 @@ def cross_entropy_forward(
     top_R1 = logits_RV.max(axis=1, keepdims=True)
     e_RV = logits_RV - top_R1
     xp.exp(e_RV, out=e_RV)
-    log_sum_R1 = xp.log(e_RV.sum(axis=1, keepdims=True)) + top_R1
+    log_total_R1 = xp.log(e_RV.sum(axis=1, keepdims=True))
     at_label_R1 = xp.take_along_axis(logits_RV, labels_R[:, None], axis=1)
     target_R1 = (
         at_label_R1
         if not smoothing
         else ((1 - smoothing) * at_label_R1 + smoothing * logits_RV.mean(axis=1, keepdims=True))
     )
-    return (log_sum_R1 - target_R1)[:, 0], log_sum_R1
+    return (log_total_R1 + (top_R1 - target_R1))[:, 0], log_total_R1 + top_R1
 
 
 @Kernel
@@ -56,95 +62,186 @@ def cross_entropy_pullback(
     return g_RV
 
 
-def _forward_loop(
-    logits: Array, labels: Array, smoothing: Any, losses: Array, log_sum: Array
+@Kernel
+def cross_entropy_in_place(
+    logits_RV: Array,
+    losses_R: Array,
+    labels_R: Array,
+    share_R: Array,
+    smoothing: float,
+    gradient: bool,
 ) -> None:
-    R, V = logits.shape
-    lanes = np.empty(16, np.float32)  # a maximum is only vectorised when it is several at once
-    whole = V - V % 16
-    for r in range(R):
-        row = logits[r]
-        lanes[:] = np.float32(-np.inf)
-        for j in range(0, whole, 16):
-            for k in range(16):
-                lanes[k] = row[j + k] if row[j + k] > lanes[k] else lanes[k]
-        top = np.float32(-np.inf)
-        for j in range(whole, V):
-            top = max(top, row[j])
-        for k in range(16):
-            top = max(top, lanes[k])
-        total = np.float32(0)
-        for j in range(V):
-            total += exp32(row[j] - top)
-        log_sum[r, 0] = np.float32(math.log(total)) + top
-        target = (np.float32(1) - smoothing) * row[labels[r]]
-        if smoothing != np.float32(0):
-            spread = np.float32(0)
-            for j in range(V):
-                spread += row[j]
-            target += smoothing * (spread / np.float32(V))
-        losses[r] = log_sum[r, 0] - target
+    """Write the loss of each row, and turn its logits into their gradient: share (softmax - target).
+
+    A row whose share is 0 has loss 0 and gradient 0, whatever its logits. If no gradient is asked for, nothing is said
+    of what becomes of the logits; the losses are the same to the last bit.
+    """
+    xp = namespace(logits_RV)
+    losses, log_sum = cross_entropy_forward.definition(logits_RV, labels_R, smoothing)
+    losses_R[...] = xp.where(share_R == 0, losses.dtype.type(0), losses)
+    if gradient:
+        logits_RV[...] = cross_entropy_pullback.definition(
+            share_R, logits_RV, labels_R, log_sum, smoothing
+        )
 
 
-def _pullback_loop(
-    g: Array, logits: Array, labels: Array, log_sum: Array, smoothing: Any, out: Array
-) -> None:
-    R, V = logits.shape
-    each, rest = smoothing / np.float32(V), np.float32(1) - smoothing
-    for r in range(R):
-        if g[r] == np.float32(0):
-            out[r] = np.float32(0)
+def _sum_row(row: Any, tops: Any) -> Any:
+    """The largest value of a row, and the sum of exponentials of what the others are less.
+
+    One block at a time, which is then in the nearest cache for its second visit. With tops, exponentials take the place
+    of the values, each of what the value is less than the largest one up to the end of its block, kept in tops.
+    """
+    kind = row.dtype.type
+    low = kind(-np.inf)
+    top, base, total = low, kind(0), kind(0)
+    for block in range((row.size + BLOCK - 1) // BLOCK):
+        start = block * BLOCK
+        values = cut(row, start, min(row.size - start, BLOCK))
+        here = largest(values)
+        if here > top:
+            total *= exponential(top - here)
+            top = base = here
+        for j in range(values.size):
+            e = exponential(values[j] - base)
+            total += e
+            if tops is not None:
+                values[j] = e
+        if tops is not None:
+            tops[block] = base
+    return top, total
+
+
+def _target(row: Any, label: int, smoothing: Any) -> Any:
+    """What the loss takes from the logarithm of the sum."""
+    kind = row.dtype.type
+    target = row[label]
+    if smoothing != kind(0):
+        total = kind(0)
+        for j in range(row.size):
+            total += row[j]
+        target = (kind(1) - smoothing) * target + smoothing * (total / kind(row.size))
+    return target
+
+
+def _forward_part(
+    team: Any, part: int, start: int, stop: int,
+    logits: Any, labels: Any, smoothing: Any, losses: Any, log_sum: Any,
+) -> None:  # fmt: skip
+    for r in range(start, stop):
+        row = cut(logits, r * logits.shape[1], logits.shape[1])
+        top, total = _sum_row(row, None)
+        log_total = np.log(total)
+        log_sum[r, 0] = log_total + top
+        losses[r] = log_total + (top - _target(row, labels[r], smoothing))
+
+
+def _pullback_part(
+    team: Any, part: int, start: int, stop: int,
+    g: Any, logits: Any, labels: Any, log_sum: Any, smoothing: Any, out: Any,
+) -> None:  # fmt: skip
+    kind = logits.dtype.type
+    each, rest = smoothing / kind(logits.shape[1]), kind(1) - smoothing
+    for r in range(start, stop):
+        row, made = logits[r], out[r]
+        by, less, at = g[r], log_sum[r, 0], labels[r]
+        if by == kind(0):
+            made[:] = kind(0)
             continue
-        for j in range(V):
-            out[r, j] = exp32(logits[r, j] - log_sum[r, 0]) - each
-        out[r, labels[r]] -= rest
-        for j in range(V):  # after the difference, so that 1 - 1 is exactly 0
-            out[r, j] *= g[r]
+        for j in range(row.size):
+            made[j] = (exponential(row[j] - less) - each) * by
+        # after the difference, so that 1 - 1 is exactly 0
+        made[at] = (exponential(row[at] - less) - each - rest) * by
 
 
-@cross_entropy_forward.variant("numba", library="numpy", when=lambda x, *_: is_single(x))
+def _in_place_part(
+    team: Any, part: int, start: int, stop: int,
+    logits: Any, losses: Any, labels: Any, shares: Any, smoothing: Any, gradient: bool,
+) -> None:  # fmt: skip
+    kind = logits.dtype.type
+    V = logits.shape[1]
+    each, rest = smoothing / kind(V), kind(1) - smoothing
+    tops = np.empty((V + BLOCK - 1) // BLOCK, logits.dtype)
+    for r in range(start, stop):
+        row, by, at = cut(logits, r * V, V), shares[r], labels[r]
+        if by == kind(0):
+            for j in range(V):
+                row[j] = kind(0)
+            losses[r] = kind(0)
+            continue
+        target = _target(row, at, smoothing)
+        top, total = _sum_row(row, tops)
+        losses[r] = np.log(total) + (top - target)
+        if not gradient:
+            continue
+        at_label = row[at] * (exponential(tops[at // BLOCK] - top) / total) - each - rest
+        for block in range(tops.size):
+            values = cut(row, block * BLOCK, min(V - block * BLOCK, BLOCK))
+            factor = exponential(tops[block] - top) / total * by
+            for j in range(values.size):
+                values[j] = values[j] * factor - each * by
+        row[at] = at_label * by
+
+
+@cross_entropy_forward.variant("numba", library="numpy", when=lambda x, *_: is_float(x))
 def _numba_forward() -> Any:
     """Each row stays in cache for its maximum and its sum; the exponentials are never stored."""
-    loop = jit(_forward_loop, exp32)
-    if loop is None:
+    run = parallel(_forward_part, _sum_row, _target)
+    if run is None:
         return None
 
     def forward(logits_RV: Array, labels_R: Array, smoothing: float) -> tuple[Array, Array]:
         R, V = logits_RV.shape
-        losses_R, log_sum_R1 = np.empty(R, np.float32), np.empty((R, 1), np.float32)
-        e = np.float32(smoothing)
-
-        def rows(i: int, j: int) -> None:
-            loop(logits_RV[i:j], labels_R[i:j], e, losses_R[i:j], log_sum_R1[i:j])
-
-        share(R, rows, least=-(-LEAST // max(1, V)))
+        kind = logits_RV.dtype.type
+        losses_R, log_sum_R1 = np.empty(R, kind), np.empty((R, 1), kind)
+        rows = logits_RV, labels_R, kind(smoothing), losses_R, log_sum_R1
+        run(R, *rows, least=-(-LEAST // max(1, V)))
         return losses_R, log_sum_R1
 
     return forward
 
 
 @cross_entropy_pullback.variant(
-    "numba", library="numpy", when=lambda g, x, _, log_sum, __: is_single(g, x, log_sum)
+    "numba", library="numpy", when=lambda g, x, _, log_sum, __: is_float(g, x, log_sum)
 )
 def _numba_pullback() -> Any:
     """One pass instead of six."""
-    loop = jit(_pullback_loop, exp32)
-    if loop is None:
+    run = parallel(_pullback_part)
+    if run is None:
         return None
 
     def pullback(
         g_R: Array, logits_RV: Array, labels_R: Array, log_sum_R1: Array, smoothing: float
     ) -> Array:
         out_RV = np.empty_like(logits_RV)
-        e = np.float32(smoothing)
-
-        def rows(i: int, j: int) -> None:
-            loop(g_R[i:j], logits_RV[i:j], labels_R[i:j], log_sum_R1[i:j], e, out_RV[i:j])
-
-        share(len(g_R), rows, least=-(-LEAST // max(1, logits_RV.shape[1])))
+        rows = g_R, logits_RV, labels_R, log_sum_R1, out_RV.dtype.type(smoothing), out_RV
+        run(len(g_R), *rows, least=-(-LEAST // max(1, logits_RV.shape[1])))
         return out_RV
 
     return pullback
+
+
+@cross_entropy_in_place.variant(
+    "numba", library="numpy", when=lambda x, losses, _, share, *__: is_float(x, losses, share)
+)
+def _numba_in_place() -> Any:
+    """Each row stays in cache, and each exponential is computed once."""
+    run = parallel(_in_place_part, _sum_row, _target)
+    if run is None:
+        return None
+
+    def in_place(
+        logits_RV: Array,
+        losses_R: Array,
+        labels_R: Array,
+        share_R: Array,
+        smoothing: float,
+        gradient: bool,
+    ) -> None:
+        R, V = logits_RV.shape
+        rows = logits_RV, losses_R, labels_R, share_R, logits_RV.dtype.type(smoothing)
+        run(R, *rows, gradient, least=-(-LEAST // max(1, V)))
+
+    return in_place
 
 
 @Kernel
@@ -159,35 +256,34 @@ def linear_cross_entropy(
 ) -> tuple[Any, tuple[Array, Array, Array | None] | None]:
     """Loss summed with the share of each token, and its gradients by x, weight and bias if asked for.
 
-    Computed in slices of tokens, so that at most SLICE logits exist at once, or one row of them.
+    Computed in slices of tokens, so that at most SLICE logits exist at once, or one row of them. Tokens whose share is
+    0 are left out, whatever their x is: of masked language models that is most of the work.
     """
     xp = namespace(x_ND)
     N, V = len(x_ND), len(weight_VD)
-    step = max(1, SLICE // max(1, V))
+    used = xp.flatnonzero(share_N)
+    slices = -(-len(used) // max(1, SLICE // max(1, V)))
+    step = -(-len(used) // max(1, slices)) or 1  # slices of one size
+    space_RV = xp.empty((min(step, len(used)), V), x_ND.dtype)
+    losses_R = xp.empty(len(space_RV), x_ND.dtype)
     total = 0.0
     gx = xp.zeros(x_ND.shape, x_ND.dtype) if gradient else None
-    g_weight = g_bias = None
-    for start in range(0, N, step):
-        here = slice(start, start + step)
-        logits = product(x_ND[here], weight_VD.T)
+    g_weight = xp.zeros(weight_VD.shape, weight_VD.dtype) if gradient else None
+    g_bias = None if bias_V is None or not gradient else xp.zeros(bias_V.shape, bias_V.dtype)
+    for start in range(0, len(used), step):
+        here = used[start : start + step]
+        if len(used) == N:  # no copy
+            here = slice(start, start + step)
+        x, labels, share = x_ND[here], labels_N[here], share_N[here]
+        logits = product(x, weight_VD.T, space_RV[: len(x)])
         if bias_V is not None:
             logits += bias_V
-        labels, share = labels_N[here], share_N[here]
-        losses, log_sum = cross_entropy_forward(logits, labels, smoothing)
-        total = total + (xp.where(share == 0, 0, losses).astype(np.float64) * share).sum()
-        if gx is None:
-            continue
-        g = cross_entropy_pullback(share, logits, labels, log_sum, smoothing)
-        del logits
-        gx[here] = product(g, weight_VD)
-        part = product(g.T, x_ND[here])
-        g_weight = part if g_weight is None else xp.add(g_weight, part, out=g_weight)
-        if bias_V is not None:
-            part = g.sum(axis=0)
-            g_bias = part if g_bias is None else xp.add(g_bias, part, out=g_bias)
-    if gx is None:
-        return total, None
-    if g_weight is None:  # no tokens
-        g_weight = xp.zeros(weight_VD.shape, weight_VD.dtype)
-        g_bias = None if bias_V is None else xp.zeros(bias_V.shape, bias_V.dtype)
-    return total, (gx, g_weight, g_bias)
+        losses = losses_R[: len(x)]
+        cross_entropy_in_place(logits, losses, labels, share, smoothing, gradient)
+        if gx is not None:  # logits are the gradient now
+            gx[here] = product(logits, weight_VD)
+            product(logits.T, x, g_weight, 1.0 if start else 0.0)
+            if g_bias is not None:
+                g_bias += sum_rows(logits)
+        total = total + (losses.astype(np.float64) * share).sum()
+    return total, None if gx is None or g_weight is None else (gx, g_weight, g_bias)

@@ -1,65 +1,85 @@
-"""Layer and root-mean-square normalisation of rows, with the pullbacks."""
+"""Layer and root-mean-square normalisation of rows, alone or of a sum of two, with the pullbacks.
 
-import math
+A residual stream is added to and normalised at once: whoever reads the sum anyway for its mean might as well make it.
+What is kept for the pullback are the rows themselves, and a mean and a scale for each; normalised rows are made again.
+"""
+
 from typing import Any
 
 import numpy as np
 
 from ..backend import namespace
 from ..types import Array
-from .compiled import is_single, jit
+from .compiled import is_float, parallel
 from .registry import Kernel
-from .threads import LEAST, share
+from .threads import LEAST, parts
 
 
 @Kernel
 def layer_norm_forward(
-    x_RC: Array, gain: Array, bias: Array, eps: float
-) -> tuple[Array, Array, Array]:
-    """Result, normalised rows, and one over the standard deviation of each row."""
+    x_RC: Array, branch_RC: Array | None, gain: Array, bias: Array, eps: float
+) -> tuple[Array, Array, Array, Array]:
+    """The sum x + branch, that normalised, the mean of each row, and one over its standard deviation.
+
+    Without a branch the first result is x itself.
+    """
     width = x_RC.shape[1]
-    n_RC = x_RC - x_RC.sum(axis=1, keepdims=True) / width
-    scale_R1 = 1 / namespace(x_RC).sqrt(_row_dot(n_RC, n_RC) / width + eps)
-    n_RC *= scale_R1
-    y_RC = n_RC * gain
+    sum_RC = x_RC if branch_RC is None else x_RC + branch_RC
+    mean_R1 = sum_RC.sum(axis=1, keepdims=True) / width
+    y_RC = sum_RC - mean_R1
+    scale_R1 = 1 / namespace(x_RC).sqrt(_row_dot(y_RC, y_RC) / width + eps)
+    y_RC *= scale_R1
+    y_RC = y_RC * gain
     y_RC += bias
-    return y_RC, n_RC, scale_R1
+    return sum_RC, y_RC, mean_R1, scale_R1
 
 
 @Kernel
 def layer_norm_pullback(
-    g_RC: Array, n_RC: Array, scale_R1: Array, gain: Array
+    g_RC: Array, g_sum_RC: Array | None, x_RC: Array, mean_R1: Array, scale_R1: Array, gain: Array
 ) -> tuple[Array, Array, Array]:
-    """Gradients of x, gain and bias."""
-    width = g_RC.shape[1]
-    g_gain = namespace(g_RC).einsum("rc,rc->c", g_RC, n_RC)
-    g_bias = g_RC.sum(axis=0)
-    h_RC = g_RC * gain
-    along_R1 = _row_dot(h_RC, n_RC) / width
-    h_RC -= h_RC.sum(axis=1, keepdims=True) / width
-    h_RC -= n_RC * along_R1
-    h_RC *= scale_R1
-    return h_RC, g_gain, g_bias
+    """Gradients of x, which was normalised, of gain and of bias; g_sum is what x is due besides, or None."""
+    n_RC = x_RC - mean_R1
+    n_RC *= scale_R1
+    gx_RC, g_gain = _pulled_back(g_RC, g_sum_RC, n_RC, scale_R1, gain, centred=True)
+    return gx_RC, g_gain, g_RC.sum(axis=0)
 
 
 @Kernel
-def rms_norm_forward(x_RC: Array, gain: Array, eps: float) -> tuple[Array, Array, Array]:
-    """Result, normalised rows, and one over the root mean square of each row."""
-    scale_R1 = 1 / namespace(x_RC).sqrt(_row_dot(x_RC, x_RC) / x_RC.shape[1] + eps)
-    n_RC = x_RC * scale_R1
-    return n_RC * gain, n_RC, scale_R1
+def rms_norm_forward(
+    x_RC: Array, branch_RC: Array | None, gain: Array, eps: float
+) -> tuple[Array, Array, Array]:
+    """The sum x + branch, that normalised, and one over the root mean square of each row.
+
+    Without a branch the first result is x itself.
+    """
+    sum_RC = x_RC if branch_RC is None else x_RC + branch_RC
+    scale_R1 = 1 / namespace(x_RC).sqrt(_row_dot(sum_RC, sum_RC) / x_RC.shape[1] + eps)
+    return sum_RC, sum_RC * scale_R1 * gain, scale_R1
 
 
 @Kernel
 def rms_norm_pullback(
-    g_RC: Array, n_RC: Array, scale_R1: Array, gain: Array
+    g_RC: Array, g_sum_RC: Array | None, x_RC: Array, scale_R1: Array, gain: Array
 ) -> tuple[Array, Array]:
-    """Gradients of x and gain."""
-    g_gain = namespace(g_RC).einsum("rc,rc->c", g_RC, n_RC)
+    """Gradients of x, which was normalised, and of gain; g_sum is what x is due besides, or None."""
+    return _pulled_back(g_RC, g_sum_RC, x_RC * scale_R1, scale_R1, gain, centred=False)
+
+
+def _pulled_back(
+    g_RC: Array, g_sum_RC: Array | None, n_RC: Array, scale_R1: Array, gain: Array, *, centred: bool
+) -> tuple[Array, Array]:
+    """Gradients of x and gain, from the normalised rows n."""
+    width = g_RC.shape[1]
     h_RC = g_RC * gain
-    h_RC -= n_RC * (_row_dot(h_RC, n_RC) / g_RC.shape[1])
+    along_R1 = _row_dot(h_RC, n_RC) / width
+    if centred:
+        h_RC -= h_RC.sum(axis=1, keepdims=True) / width
+    h_RC -= n_RC * along_R1
     h_RC *= scale_R1
-    return h_RC, g_gain
+    if g_sum_RC is not None:
+        h_RC += g_sum_RC
+    return h_RC, namespace(g_RC).einsum("rc,rc->c", g_RC, n_RC)
 
 
 def _row_dot(a_RC: Array, b_RC: Array) -> Array:
@@ -70,91 +90,199 @@ def _row_dot(a_RC: Array, b_RC: Array) -> Array:
     return (a_RC * b_RC).sum(axis=1, keepdims=True)
 
 
-def _forward_loop(
-    x: Array, gain: Array, bias: Array, eps: Any, y: Array, n: Array, scale: Array
-) -> None:
-    R, C = x.shape
-    width = np.float32(C)
-    for r in range(R):
-        total = np.float32(0)
-        for c in range(C):
-            total += x[r, c]
-        mean = total / width
-        square = np.float32(0)
-        for c in range(C):
-            d = x[r, c] - mean
-            square += d * d
-        s = np.float32(1) / np.float32(math.sqrt(square / width + eps))
+# In the bodies an array may be None, and what it is for is then not compiled: branch and the sum where there is no
+# addition, mean and bias for RMSNorm. Scales are computed in float64, as compilers take 1 / sqrt(x) in float32 for an
+# invitation to estimate it, and their estimate for an infinite x is NaN.
+
+
+def _forward_part(
+    team: Any, part: int, start: int, stop: int,
+    x: Any, branch: Any, gain: Any, bias: Any, eps: Any, whole: Any, y: Any, mean: Any, scale: Any,
+) -> None:  # fmt: skip
+    kind = x.dtype.type
+    C = x.shape[1]
+    width = kind(C)
+    for r in range(start, stop):
+        row, out = x[r], y[r]
+        total, square = kind(0), kind(0)
+        if branch is not None:
+            given, added, row = x[r], branch[r], whole[r]
+            for c in range(C):
+                v = given[c] + added[c]
+                row[c] = v
+                total += v
+        elif mean is not None:
+            for c in range(C):
+                total += row[c]
+        if mean is not None:
+            middle = total / width
+            mean[r, 0] = middle
+            for c in range(C):
+                d = row[c] - middle
+                square += d * d
+            s = kind(1 / np.sqrt(np.float64(square / width + eps)))
+            for c in range(C):
+                out[c] = (row[c] - middle) * s * gain[c] + bias[c]
+        else:
+            for c in range(C):
+                square += row[c] * row[c]
+            s = kind(1 / np.sqrt(np.float64(square / width + eps)))
+            for c in range(C):
+                out[c] = row[c] * s * gain[c]
         scale[r, 0] = s
-        for c in range(C):
-            v = (x[r, c] - mean) * s
-            n[r, c] = v
-            y[r, c] = v * gain[c] + bias[c]
 
 
-def _pullback_loop(
-    g: Array, n: Array, scale: Array, gain: Array, gx: Array, g_gain: Array, g_bias: Array
-) -> None:
-    R, C = g.shape
-    width = np.float32(C)
-    for r in range(R):
-        total = np.float32(0)
-        along = np.float32(0)
-        for c in range(C):
-            h = g[r, c] * gain[c]
-            total += h
-            along += h * n[r, c]
-        mean, along, s = total / width, along / width, scale[r, 0]
-        for c in range(C):
-            gx[r, c] = (g[r, c] * gain[c] - mean - n[r, c] * along) * s
-            g_gain[c] += g[r, c] * n[r, c]
-            g_bias[c] += g[r, c]
+def _pullback_part(
+    team: Any, part: int, start: int, stop: int,
+    g: Any, g_sum: Any, x: Any, mean: Any, scale: Any, gain: Any, gx: Any, sums: Any,
+) -> None:  # fmt: skip
+    kind = x.dtype.type
+    C = x.shape[1]
+    width = kind(C)
+    to_gain, to_bias = sums[part, 0], sums[part, 1]
+    to_gain[:] = kind(0)
+    to_bias[:] = kind(0)
+    for r in range(start, stop):
+        given, row, out, s = g[r], x[r], gx[r], scale[r, 0]
+        middle = kind(0)
+        total, along = kind(0), kind(0)
+        if mean is not None:
+            middle = mean[r, 0]
+            for c in range(C):
+                n = (row[c] - middle) * s
+                h = given[c] * gain[c]
+                total += h
+                along += h * n
+                to_gain[c] += given[c] * n
+                to_bias[c] += given[c]
+        else:
+            for c in range(C):
+                n = row[c] * s
+                along += given[c] * gain[c] * n
+                to_gain[c] += given[c] * n
+        total /= width
+        along /= width
+        if g_sum is not None:
+            due = g_sum[r]
+            for c in range(C):
+                out[c] = (given[c] * gain[c] - total - (row[c] - middle) * s * along) * s + due[c]
+        else:
+            for c in range(C):
+                out[c] = (given[c] * gain[c] - total - (row[c] - middle) * s * along) * s
 
 
-@layer_norm_forward.variant("numba", library="numpy", when=lambda x, g, b, _: is_single(x, g, b))
+@layer_norm_forward.variant(
+    "numba", library="numpy", when=lambda *a: is_float(*(x for x in a[:4] if x is not None))
+)
 def _numba_forward() -> Any:
-    """Each row stays in cache for its mean, its variance and the result."""
-    loop = jit(_forward_loop)
-    if loop is None:
+    """Each row stays in cache for the sum, its mean, its variance and the result."""
+    run = parallel(_forward_part)
+    if run is None:
         return None
 
-    def forward(x_RC: Array, gain: Array, bias: Array, eps: float) -> tuple[Array, Array, Array]:
-        y_RC, n_RC = np.empty_like(x_RC), np.empty_like(x_RC)
-        scale_R1 = np.empty((len(x_RC), 1), np.float32)
-        share(
-            len(x_RC),
-            lambda i, j: loop(
-                x_RC[i:j], gain, bias, np.float32(eps), y_RC[i:j], n_RC[i:j], scale_R1[i:j]
-            ),
-            least=max(1, LEAST // max(1, x_RC.shape[1])),
+    def forward(
+        x_RC: Array, branch_RC: Array | None, gain: Array, bias: Array, eps: float
+    ) -> tuple[Array, Array, Array, Array]:
+        R, C = x_RC.shape
+        kind = x_RC.dtype.type
+        sum_RC = None if branch_RC is None else np.empty_like(x_RC)
+        y_RC = np.empty_like(x_RC)
+        mean_R1, scale_R1 = np.empty((R, 1), kind), np.empty((R, 1), kind)
+        run(
+            R,
+            *(x_RC, branch_RC, gain, bias, kind(eps), sum_RC, y_RC, mean_R1, scale_R1),
+            least=_least(C),
         )
-        return y_RC, n_RC, scale_R1
+        return x_RC if sum_RC is None else sum_RC, y_RC, mean_R1, scale_R1
 
     return forward
 
 
-@layer_norm_pullback.variant("numba", library="numpy", when=is_single)
+@layer_norm_pullback.variant(
+    "numba", library="numpy", when=lambda *a: is_float(*(x for x in a if x is not None))
+)
 def _numba_pullback() -> Any:
-    """All three gradients in one visit to each row."""
-    loop = jit(_pullback_loop)
-    if loop is None:
+    """All gradients in one visit to each row; those of gain and bias by parts, added in order."""
+    run = parallel(_pullback_part)
+    if run is None:
         return None
 
     def pullback(
-        g_RC: Array, n_RC: Array, scale_R1: Array, gain: Array
+        g_RC: Array,
+        g_sum_RC: Array | None,
+        x_RC: Array,
+        mean_R1: Array,
+        scale_R1: Array,
+        gain: Array,
     ) -> tuple[Array, Array, Array]:
-        gx_RC = np.empty_like(g_RC)
-        sums: dict[int, tuple[Array, Array]] = {}  # of gain and bias, by the first row of a part
-
-        def part(i: int, j: int) -> None:
-            sums[i] = np.zeros_like(gain), np.zeros_like(gain)
-            loop(g_RC[i:j], n_RC[i:j], scale_R1[i:j], gain, gx_RC[i:j], *sums[i])
-
-        share(len(g_RC), part, least=max(1, LEAST // max(1, g_RC.shape[1])))
-        (g_gain, g_bias), *others = (sums[i] for i in sorted(sums))
-        for more_gain, more_bias in others:
-            g_gain += more_gain
-            g_bias += more_bias
-        return gx_RC, g_gain, g_bias
+        R, C = x_RC.shape
+        gx_RC, sums = np.empty_like(x_RC), _sums(x_RC)
+        run(
+            R,
+            *(g_RC, g_sum_RC, x_RC, mean_R1, scale_R1, gain, gx_RC, sums),
+            least=_least(C),
+        )
+        return gx_RC, sums[:, 0, :C].sum(axis=0), sums[:, 1, :C].sum(axis=0)
 
     return pullback
+
+
+@rms_norm_forward.variant(
+    "numba", library="numpy", when=lambda *a: is_float(*(x for x in a[:3] if x is not None))
+)
+def _numba_rms_forward() -> Any:
+    """As for layer norm."""
+    run = parallel(_forward_part)
+    if run is None:
+        return None
+
+    def forward(
+        x_RC: Array, branch_RC: Array | None, gain: Array, eps: float
+    ) -> tuple[Array, Array, Array]:
+        R, C = x_RC.shape
+        kind = x_RC.dtype.type
+        sum_RC = None if branch_RC is None else np.empty_like(x_RC)
+        y_RC, scale_R1 = np.empty_like(x_RC), np.empty((R, 1), kind)
+        run(
+            R,
+            *(x_RC, branch_RC, gain, None, kind(eps), sum_RC, y_RC, None, scale_R1),
+            least=_least(C),
+        )
+        return x_RC if sum_RC is None else sum_RC, y_RC, scale_R1
+
+    return forward
+
+
+@rms_norm_pullback.variant(
+    "numba", library="numpy", when=lambda *a: is_float(*(x for x in a if x is not None))
+)
+def _numba_rms_pullback() -> Any:
+    """As for layer norm."""
+    run = parallel(_pullback_part)
+    if run is None:
+        return None
+
+    def pullback(
+        g_RC: Array, g_sum_RC: Array | None, x_RC: Array, scale_R1: Array, gain: Array
+    ) -> tuple[Array, Array]:
+        R, C = x_RC.shape
+        gx_RC, sums = np.empty_like(x_RC), _sums(x_RC)
+        run(
+            R,
+            *(g_RC, g_sum_RC, x_RC, None, scale_R1, gain, gx_RC, sums),
+            least=_least(C),
+        )
+        return gx_RC, sums[:, 0, :C].sum(axis=0)
+
+    return pullback
+
+
+def _least(width: int) -> int:
+    """Rows that are worth a thread's while."""
+    return -(-LEAST // max(1, width))
+
+
+def _sums(x_RC: Array) -> Array:
+    """Room for each part's gradients of gain and bias, apart by more than what a core fetches at once."""
+    R, C = x_RC.shape
+    return np.empty((parts(R, _least(C)), 2, C + 32), x_RC.dtype)

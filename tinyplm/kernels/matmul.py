@@ -1,48 +1,267 @@
-"""The product of two matrices."""
+"""The product of two matrices; a linear map with its bias, and with a GELU behind it; sums over rows."""
 
+import functools
 from typing import Any
 
 import numpy as np
 
+from ..backend import namespace
 from ..types import Array
+from . import mkl
+from .compiled import gemm, parallel
+from .gelu import HELPERS as GELU
+from .gelu import gelu, gelu_forward, gelu_tanh, gelu_tanh_forward
+from .precision import Prepared, multiply
 from .registry import Kernel
-from .threads import is_blas_ours, one_blas_thread, share
+from .threads import HALF_GEMM, LEAST, available, openblas, team
 
-LEAST = 1 << 23
-"""Multiplications worth a thread's while: about 120 microseconds of one core."""
+LEAST_PRODUCT = 1 << 19
+"""Multiplications worth a thread's while: about 7 microseconds of one core."""
+BLOCK = 1 << 18
+"""Results that are made before the bias is added to them: 1 MB of float32, which stays in a core's cache."""
+
+_NO_BIAS = {"f": np.empty(0, np.float32), "d": np.empty(0, np.float64)}
 
 
 @Kernel
-def product(a_NK: Array, b_KM: Array) -> Array:
-    """A b."""
-    return a_NK @ b_KM
+def product(a_NK: Array, b_KM: Array, out: Array | None = None, keep: float = 0.0) -> Array:
+    """A b; or out = a b + keep out, for a matrix in row-major order that is overwritten and returned."""
+    if out is None or keep == 0:
+        return namespace(a_NK).matmul(a_NK, b_KM, out=out)
+    if keep != 1:
+        out *= out.dtype.type(keep)
+    out += a_NK @ b_KM
+    return out
 
 
-def _is_float(a: Array, b: Array) -> bool:
-    return a.dtype == b.dtype and a.dtype.char in "fd" and is_blas_ours()
+@Kernel
+def linear_forward(x_ND: Array, weight_DF: Array, bias_F: Array | None) -> Array:
+    """X W + b."""
+    y_NF = x_ND @ weight_DF
+    if bias_F is not None:
+        y_NF += bias_F
+    return y_NF
 
 
-@product.variant("threads", library="numpy", when=_is_float)
-def _threads() -> Any:
+@Kernel
+def linear_gelu_forward(
+    x_ND: Array, weight_DF: Array, bias_F: Array | None, exact: bool
+) -> tuple[Array, Array]:
+    """U = x W + b, and GELU of it; exact, or by tanh."""
+    u_NF = linear_forward(x_ND, weight_DF, bias_F)
+    return u_NF, (gelu_forward if exact else gelu_tanh_forward)(u_NF)
+
+
+@Kernel
+def sum_rows(g_NF: Array) -> Array:
+    """The sum of all rows."""
+    return g_NF.sum(axis=0)
+
+
+def _is_float(a: Array, b: Array, *rest: Any) -> bool:
+    """Whether BLAS takes these; it wants sizes of at least one."""
+    kind = a.dtype.char
+    third = rest[0] if rest else None
+    return (
+        kind in "fd"
+        and b.dtype.char == kind
+        and (third is None or third.dtype.char == kind)
+        and a.size > 0
+        and b.size > 0
+        and openblas() is not None
+    )
+
+
+def _product_part(
+    team: Any, part: int, start: int, stop: int,
+    a: Any, turn_a: Any, b: Any, turn_b: Any, bias: Any, y: Any, keep: Any, by_rows: Any,
+) -> None:  # fmt: skip
+    _rectangle(team, start, stop, a, turn_a, b, turn_b, bias, y, keep, by_rows, y[:0], False)
+
+
+def _gelu_part(
+    team: Any, part: int, start: int, stop: int,
+    a: Any, turn_a: Any, b: Any, turn_b: Any, bias: Any, y: Any, keep: Any, by_rows: Any, bent: Any, exact: Any,
+) -> None:  # fmt: skip
+    _rectangle(team, start, stop, a, turn_a, b, turn_b, bias, y, keep, by_rows, bent, exact)
+
+
+def _rectangle(
+    team: Any, start: int, stop: int,
+    a: Any, turn_a: Any, b: Any, turn_b: Any, bias: Any, y: Any, keep: Any, by_rows: Any, bent: Any, exact: Any,
+) -> None:  # fmt: skip
+    """Some rows or columns of y = a b + bias + keep y, and of their GELU if it is wanted."""
+    N, M = y.shape
+    K = a.shape[0] if turn_a else a.shape[1]
+    lda, ldb, size = a.shape[1], b.shape[1], a.itemsize
+    step_a = 1 if turn_a else lda  # from one row of the left matrix to the next
+    step_b = ldb if turn_b else 1  # from one column of the right matrix to the next
+    first, last, left, right = start, stop, 0, M
+    if not by_rows:
+        first, last, left, right = 0, N, start, stop
+    step = last - first
+    if bias.size or bent.size:
+        step = max(64, BLOCK // max(1, right - left))
+    for top in range(first, last, step):
+        bottom = min(top + step, last)
+        gemm(
+            team, a, turn_a, turn_b, bottom - top, right - left, K, 1,
+            a.ctypes.data + size * top * step_a, lda,
+            b.ctypes.data + size * left * step_b, ldb,
+            keep, y.ctypes.data + y.itemsize * (top * M + left), M,
+        )  # fmt: skip
+        if bias.size:
+            own = bias[left:right]  # from 0: LLVM knows then that no index is negative
+            for r in range(top, bottom):
+                row = y[r, left:right]
+                for c in range(own.size):
+                    row[c] += own[c]
+        if bent.size:
+            for r in range(top, bottom):
+                row, result = y[r, left:right], bent[r, left:right]
+                if exact:
+                    for c in range(row.size):
+                        result[c] = gelu(row[c])
+                else:
+                    for c in range(row.size):
+                        result[c] = gelu_tanh(row[c])
+
+
+def _sum_part(team: Any, part: int, start: int, stop: int, g: Any, out: Any) -> None:
+    own = out[start:stop]
+    for c in range(own.size):
+        own[c] = 0
+    whole = len(g) - len(g) % 4
+    for r in range(0, whole, 4):
+        w, x, y, z = (
+            g[r, start:stop],
+            g[r + 1, start:stop],
+            g[r + 2, start:stop],
+            g[r + 3, start:stop],
+        )
+        for c in range(own.size):
+            own[c] += (w[c] + x[c]) + (y[c] + z[c])
+    for r in range(whole, len(g)):
+        row = g[r, start:stop]
+        for c in range(own.size):
+            own[c] += row[c]
+
+
+def _turned(a: Array) -> tuple[Array, bool]:
+    """A matrix in row-major order, and whether it must be turned to be the one given."""
+    if a.flags.c_contiguous:
+        return a, False
+    if a.flags.f_contiguous:
+        return a.T, True
+    return np.ascontiguousarray(a), False
+
+
+def _runner(body: Any = _product_part) -> Any:
     """Rows or columns of the result are shared between threads, and BLAS uses one in each."""
+    run = parallel(body, _rectangle, *GELU)
+    if run is None:
+        return None
 
-    def shared(a_NK: Array, b_KM: Array) -> Array:
+    def shared(
+        a_NK: Array, b_KM: Array, bias_M: Array | None, y_NM: Array, keep: float, *more: Any
+    ) -> None:
         (N, K), M = a_NK.shape, b_KM.shape[1]
-        if N * K * M < 2 * LEAST:
-            with one_blas_thread():
-                return a_NK @ b_KM
-        y_NM = np.empty((N, M), a_NK.dtype)
-
-        def rows(start: int, stop: int) -> None:
-            np.matmul(a_NK[start:stop], b_KM, out=y_NM[start:stop])
-
-        def columns(start: int, stop: int) -> None:
-            np.matmul(a_NK, b_KM[:, start:stop], out=y_NM[:, start:stop])
-
-        if N >= M:
-            share(N, rows, least=-(-LEAST // (K * M)))
-        else:
-            share(M, columns, least=-(-LEAST // (K * N)))
-        return y_NM
+        by_rows = N >= M
+        run(
+            N if by_rows else M,
+            *_turned(a_NK),
+            *_turned(b_KM),
+            _NO_BIAS[y_NM.dtype.char] if bias_M is None else np.ascontiguousarray(bias_M),
+            y_NM,
+            y_NM.dtype.type(keep),
+            by_rows,
+            *more,
+            least=-(-LEAST_PRODUCT // (K * (M if by_rows else N))),
+            most=available(),
+        )
 
     return shared
+
+
+@functools.cache
+def _shared_halves() -> Any:
+    return _runner()
+
+
+def _product_of_halves(a_NK: Array, b_KM: Array, y_NM: Array, keep: float) -> None:
+    """Y = a b + keep y for bfloat16 as uint16, shared between threads, each in MKL."""
+    shared, found = _shared_halves(), mkl.load()
+    if shared is None or found is None or not y_NM.flags.c_contiguous:
+        mkl.gemm(a_NK, b_KM, y_NM, beta=keep)
+    else:
+        team(wake=False)[HALF_GEMM] = found.address
+        shared(a_NK, b_KM, None, y_NM, keep)
+
+
+def product_in_precision(
+    a: Array | Prepared, b: Array | Prepared, out: Array | None = None, keep: float = 0.0
+) -> Array:
+    """As `product`, in the precision that holds."""
+    return multiply(a, b, product, out, keep, bits=_product_of_halves)
+
+
+@product.variant("numba", library="numpy", when=_is_float)
+def _product() -> Any:
+    """Shared between threads."""
+    shared = _runner()
+    if shared is None:
+        return None
+
+    def multiplied(a: Array, b: Array, out: Array | None = None, keep: float = 0.0) -> Array:
+        y = np.empty((a.shape[0], b.shape[1]), a.dtype) if out is None else out
+        shared(a, b, None, y, keep)
+        return y
+
+    return multiplied
+
+
+@linear_forward.variant("numba", library="numpy", when=_is_float)
+def _linear() -> Any:
+    """Shared between threads, the bias added while the result is in cache."""
+    shared = _runner()
+    if shared is None:
+        return None
+
+    def forward(x: Array, weight: Array, bias: Array | None) -> Array:
+        y = np.empty((x.shape[0], weight.shape[1]), x.dtype)
+        shared(x, weight, bias, y, 0.0)
+        return y
+
+    return forward
+
+
+@linear_gelu_forward.variant("numba", library="numpy", when=_is_float)
+def _linear_gelu() -> Any:
+    """As linear_forward, and GELU while the result is in cache."""
+    shared = _runner(_gelu_part)
+    if shared is None:
+        return None
+
+    def forward(x: Array, weight: Array, bias: Array | None, exact: bool) -> tuple[Array, Array]:
+        u, y = (np.empty((x.shape[0], weight.shape[1]), x.dtype) for _ in range(2))
+        shared(x, weight, bias, u, 0.0, y, exact)
+        return u, y
+
+    return forward
+
+
+@sum_rows.variant(
+    "numba", library="numpy", when=lambda g: g.dtype.char in "fd" and g.flags.c_contiguous
+)
+def _sum() -> Any:
+    """Columns are shared between threads."""
+    run = parallel(_sum_part)
+    if run is None:
+        return None
+
+    def summed(g_NF: Array) -> Array:
+        out_F = np.empty(g_NF.shape[1], g_NF.dtype)
+        run(g_NF.shape[1], g_NF, out_F, least=max(64, LEAST // max(1, len(g_NF))))
+        return out_F
+
+    return summed

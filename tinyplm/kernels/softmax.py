@@ -6,8 +6,9 @@ import numpy as np
 
 from ..backend import namespace
 from ..types import Array
-from .compiled import exp32, is_single, jit
+from .compiled import cut, exponential, is_float, largest, parallel
 from .registry import Kernel
+from .threads import LEAST
 
 
 @Kernel
@@ -61,77 +62,138 @@ def score_softmax_pullback(g_GTS: Array, p_GTS: Array, scale: float) -> None:
     g_GTS *= g_GTS.dtype.type(scale)
 
 
-def _score_loop(s: Array, scale: Any, first: int) -> None:
-    G, T, S = s.shape
-    low = np.float32(-np.inf)
-    lanes = np.empty(16, np.float32)  # a maximum is only vectorised when it is several at once
-    for g in range(G):
-        for t in range(T):
-            seen = min(S, max(0, first + t + 1))
-            row = s[g, t]
-            lanes[:] = low
-            whole = seen - seen % 16
-            for j in range(0, whole, 16):
-                for k in range(16):
-                    x = row[j + k] * scale
-                    row[j + k] = x
-                    lanes[k] = x if x > lanes[k] else lanes[k]
-            top = low
-            for j in range(whole, seen):
-                row[j] *= scale
-                top = max(top, row[j])
-            for k in range(16):
-                top = max(top, lanes[k])
-            if top == low:  # nothing was seen that is larger: minus infinities only, or NaN
-                blank = np.float32(0)
-                for j in range(seen):
-                    blank = blank if row[j] == row[j] else row[j]
-                row[:] = blank
-                continue
-            total = np.float32(0)
+# In the bodies an array of results may be None, and then they are written in place.
+
+
+def _softmax_part(
+    team: Any,
+    part: int,
+    start: int,
+    stop: int,
+    x: Any,
+    factor: Any,
+    first: int,
+    period: int,
+    y: Any,
+) -> None:
+    kind = x.dtype.type
+    width = x.shape[1]
+    for r in range(start, stop):
+        given = cut(x, r * width, width)
+        row = given if y is None else cut(y, r * width, width)
+        seen = min(width, max(0, first + r % period + 1))
+        if y is None:
             for j in range(seen):
-                e = exp32(row[j] - top)
-                row[j] = e
-                total += e
-            part = np.float32(1) / total
+                given[j] *= factor
+        top = largest(cut(given, 0, seen))
+        if top == kind(-np.inf):  # nothing was seen that is larger: minus infinities only, or NaN
+            blank = kind(0)
             for j in range(seen):
-                row[j] *= part
-            for j in range(seen, S):
-                row[j] = np.float32(0)
+                blank = blank if given[j] == given[j] else given[j]
+            for j in range(width):
+                row[j] = blank
+            continue
+        total = kind(0)
+        for j in range(seen):
+            e = exponential(given[j] - top)
+            row[j] = e
+            total += e
+        each = kind(1) / total
+        for j in range(seen):
+            row[j] *= each
+        for j in range(seen, width):
+            row[j] = kind(0)
 
 
-def _score_pullback_loop(g: Array, p: Array, scale: Any) -> None:
-    R, S = g.shape
-    for r in range(R):
-        along = np.float32(0)
-        for j in range(S):
-            along += g[r, j] * p[r, j]
-        for j in range(S):
-            g[r, j] = scale * p[r, j] * (g[r, j] - along)
+def _pullback_part(
+    team: Any, part: int, start: int, stop: int, g: Any, p: Any, factor: Any, out: Any
+) -> None:
+    width = g.shape[1]
+    for r in range(start, stop):
+        given, shares = g[r], p[r]
+        along = g.dtype.type(0)
+        for j in range(width):
+            along += given[j] * shares[j]
+        if out is None:
+            for j in range(width):
+                given[j] = factor * shares[j] * (given[j] - along)
+        else:
+            row = out[r]
+            for j in range(width):
+                row[j] = shares[j] * (given[j] - along)
 
 
-@score_softmax.variant("numba", library="numpy", when=lambda s, *_: is_single(s))
+@softmax_forward.variant(
+    "numba", library="numpy", when=lambda x, axis: is_float(x) and axis in (-1, x.ndim - 1)
+)
+def _numba_forward() -> Any:
+    """Each row of the last axis stays in cache."""
+    run = parallel(_softmax_part)
+    if run is None:
+        return None
+
+    def forward(x: Array, axis: int) -> Array:
+        y = np.empty_like(x)
+        width = x.shape[-1]
+        if x.size:
+            rows = x.reshape(-1, width), x.dtype.type(1), width, 1, y.reshape(-1, width)
+            run(x.size // width, *rows, least=-(-LEAST // width))
+        return y
+
+    return forward
+
+
+@softmax_pullback.variant(
+    "numba", library="numpy", when=lambda g, y, axis: is_float(g, y) and axis in (-1, y.ndim - 1)
+)
+def _numba_pullback() -> Any:
+    """One visit to each row of the last axis."""
+    run = parallel(_pullback_part)
+    if run is None:
+        return None
+
+    def pullback(g: Array, y: Array, axis: int) -> Array:
+        gx = np.empty_like(y)
+        width = y.shape[-1]
+        if y.size:
+            rows = (a.reshape(-1, width) for a in (g, y))
+            run(
+                y.size // width,
+                *(*rows, y.dtype.type(1), gx.reshape(-1, width)),
+                least=-(-LEAST // width),
+            )
+        return gx
+
+    return pullback
+
+
+@score_softmax.variant("numba", library="numpy", when=lambda s, *_: is_float(s))
 def _numba_scores() -> Any:
     """Each row stays in cache, and what it may not see is never computed."""
-    loop = jit(_score_loop, exp32)
-    if loop is None:
+    run = parallel(_softmax_part)
+    if run is None:
         return None
 
     def scores(s_GTS: Array, scale: float, first: int) -> None:
-        loop(s_GTS, np.float32(scale), first)
+        G, T, S = s_GTS.shape
+        if s_GTS.size:
+            rows = s_GTS.reshape(G * T, S), s_GTS.dtype.type(scale), first, T, None
+            run(G * T, *rows, least=-(-LEAST // S))
 
     return scores
 
 
-@score_softmax_pullback.variant("numba", library="numpy", when=lambda g, p, _: is_single(g, p))
+@score_softmax_pullback.variant("numba", library="numpy", when=lambda g, p, _: is_float(g, p))
 def _numba_scores_pullback() -> Any:
     """One visit to each row."""
-    loop = jit(_score_pullback_loop)
-    if loop is None:
+    run = parallel(_pullback_part)
+    if run is None:
         return None
 
     def pullback(g_GTS: Array, p_GTS: Array, scale: float) -> None:
         G, T, S = g_GTS.shape
-        loop(g_GTS.reshape(G * T, S), p_GTS.reshape(G * T, S), np.float32(scale))
+        if g_GTS.size:
+            rows = g_GTS.reshape(G * T, S), p_GTS.reshape(G * T, S), g_GTS.dtype.type(scale), None
+            run(G * T, *rows, least=-(-LEAST // S))
 
     return pullback

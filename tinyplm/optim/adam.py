@@ -8,7 +8,7 @@ from typing import Any
 from ..autograd import Tensor
 from ..backend import namespace
 from ..errors import ConfigError
-from ..kernels.adam import adamw_update
+from ..kernels.adam import Updates
 from ..types import Array
 
 
@@ -63,6 +63,7 @@ class AdamW:
         for name, p in self.parameters.items():
             xp = namespace(p.array)
             self._moments[name] = (xp.zeros(p.shape, p.dtype), xp.zeros(p.shape, p.dtype))
+        self._updates = Updates([], [], [])
 
     def step(self, learning_rate: float, *, shrink: float = 1.0) -> None:
         """Update every parameter from its gradient, multiplied by shrink (for clipping)."""
@@ -70,23 +71,27 @@ class AdamW:
         rule = self.rule
         correction = 1 - rule.beta_1**self.steps
         root_correction = math.sqrt(1 - rule.beta_2**self.steps)
+        least = 1 - learning_rate * rule.weight_decay
+        names, values, gradients, decay = [], [], [], []
         for name, p in self.parameters.items():
-            if p.grad is None:
-                continue
-            decay = 1 - learning_rate * rule.weight_decay if p.ndim >= 2 else 1.0
-            values: tuple[Array, ...] = (p.write(), p.grad, *self._moments[name])
-            if p.ndim == 0:  # in NumPy, arithmetic on an array without axes gives no array
-                values = tuple(a.reshape(1) for a in values)
-            adamw_update(
-                *values,
-                shrink,
-                decay,
-                rule.beta_1,
-                rule.beta_2,
-                learning_rate / correction,
-                root_correction,
-                rule.eps,
-            )
+            if p.grad is not None:
+                names.append(name)
+                values.append(p.write())
+                gradients.append(p.grad)
+                decay.append(least if p.ndim >= 2 else 1.0)
+        if not self._updates.are_of(values):
+            moments = [self._moments[name] for name in names]
+            self._updates = Updates(values, [m for m, _ in moments], [v for _, v in moments])
+        self._updates(
+            gradients,
+            decay,
+            shrink,
+            rule.beta_1,
+            rule.beta_2,
+            learning_rate / correction,
+            root_correction,
+            rule.eps,
+        )
 
     def arrays(self) -> dict[str, Array]:
         """Both moments of every parameter, to be saved."""

@@ -4,17 +4,13 @@ import math
 from collections.abc import Iterable
 
 from ..autograd import Tensor
-from ..backend import namespace
+from ..kernels.many import sum_of_squares
 
 
 def gradient_norm(parameters: Iterable[Tensor]) -> float:
-    """Euclidean length of all gradients together; squares are added up in float64 across parameters."""
-    total = 0.0
-    for p in parameters:
-        if p.grad is not None:
-            flat = p.grad.reshape(-1)
-            total += float(namespace(flat).dot(flat, flat))
-    return math.sqrt(total)
+    """Euclidean length of all gradients together; not finite where a gradient is not."""
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    return math.sqrt(sum_of_squares(*gradients)) if gradients else 0.0
 
 
 def shrink(norm: float, limit: float | None) -> float:

@@ -6,8 +6,9 @@ from typing import Any
 
 import numpy as np
 
+from ...kernels.dropout import random32
 from ...types import Array
-from .case import Hard, Sample, Seed, case, each, kept
+from .case import Hard, Sample, Seed, case, each, kept, nothing
 from .draw import Draw
 
 inf, nan = math.inf, math.nan
@@ -189,14 +190,13 @@ def _dropout(d: Draw) -> Sample:
 
 
 def _dropped(x: Array, rate: float, rng: Any) -> Array:
-    """Value by value with the same stream of numbers: kept where the number is at least the rate."""
+    """Value by value, with the same bits for each place: kept where they are at least the rate."""
     if rng is None or rate == 0:
         return x
-    numbers = rng.random(x.size, dtype=np.float32).tolist()
-    values = x.ravel().tolist()
+    seed = int(rng.integers(1 << 63))
     dropped = [
-        0.0 if u < np.float32(rate) else v / (1 - rate)
-        for u, v in zip(numbers, values, strict=True)
+        v / (1 - rate) if random32(seed, place) / 2**32 >= rate else 0.0
+        for place, v in enumerate(x.ravel().tolist())
     ]
     return A(dropped, float).reshape(x.shape)
 
@@ -205,7 +205,7 @@ case(
     "dropout",
     _dropout,
     _dropped,
-    lambda s: s.inputs[0].size if s.attributes["rng"] is not None and s.attributes["rate"] else 0,
+    nothing,
     Hard(
         "a rate of 1 gives zeros, of what is not finite too",
         (A([1.0, inf, nan]),),

@@ -96,11 +96,11 @@ def kept_factors(q: Array, k: Array, rate: float, rng: Any) -> Array:
 
 
 def _keeps(s: Sample) -> int:
-    """Inputs, probabilities, and the mask: one given, or two joined."""
-    q, k, _, _ = s.inputs
+    """Inputs, result, probabilities, a sum for each row, and the mask: one given, or two joined."""
+    q, k, v, _ = s.inputs
     total = sum(x.nbytes for x in s.inputs if x is not None)
     rows = count(q.shape[:-1])
-    total += 8 * rows * k.shape[-2]
+    total += 8 * rows * (k.shape[-2] + v.shape[-1] + 1)
     masks = [s.attributes[name] for name in ("mask", "key_padding") if name in s.attributes]
     if len(masks) == 2:
         real = masks[1].reshape(q.shape[0], *(1,) * (q.ndim - 2), -1)
@@ -180,5 +180,46 @@ case(
         A([[2.0]]),
         (A([[0.0]]), np.zeros((2, 1)), A([[0.5], [0.5]])),
         {"causal": True},
+    ),
+)
+
+
+def _packed(d: Draw) -> Sample:
+    B, T, heads, K = d.integer(1, 2), d.integer(1, 4), d.integer(1, 3), d.integer(1, 3)
+    attributes: dict[str, Any] = {"heads": heads, "causal": d.boolean()}
+    if d.rarely(3):
+        attributes["key_padding"] = d.booleans((B, T))
+    if d.rarely(3):
+        attributes["scale"] = 0.7
+    if d.rarely(3):
+        attributes |= {"rate": 0.4, "rng": Seed(d.integer(0, 99))}
+    return Sample((d.array((B, T, 3 * heads * K)),), attributes)
+
+
+def _unpacked(qkv: Array, *, heads: int, **attributes: Any) -> Any:
+    B, T, width = qkv.shape
+    q, k, v = qkv.reshape(B, T, 3, heads, -1).transpose(2, 0, 3, 1, 4)
+    return _one_by_one(q, k, v, **attributes).swapaxes(1, 2).reshape(B, T, width // 3)
+
+
+def _packed_keeps(s: Sample) -> int:
+    """Input, result, probabilities, a sum for each row, and the mask."""
+    (qkv,), (B, T, width), heads = s.inputs, s.inputs[0].shape, s.attributes["heads"]
+    padding = s.attributes.get("key_padding")
+    rest = 0 if padding is None else padding.nbytes
+    return qkv.nbytes + 8 * (B * T * width // 3 + B * heads * T * (T + 1)) + rest
+
+
+case(
+    "packed_attention",
+    _packed,
+    _unpacked,
+    _packed_keeps,
+    Hard(
+        "a key that is padding does not count",
+        (A([[[0.0, 1.0, 2.0], [0.0, 5.0, 7.0]]]),),
+        A([[[2.0], [2.0]]]),
+        (A([[[0.0, 0.0, 2.0], [0.0, 0.0, 0.0]]]),),
+        {"heads": 1, "key_padding": A([[True, False]])},
     ),
 )

@@ -1,12 +1,13 @@
 """Cases of the products of matrices."""
 
 import itertools
+import math
 
 import numpy as np
 
 from ...types import Array
 from .case import Hard, Sample, case, kept
-from .draw import Draw
+from .draw import Draw, count
 
 A = np.array
 
@@ -107,6 +108,47 @@ case(
         (np.ones((2, 2)), np.zeros((2, 0)), None),
         np.zeros((2, 0)),
         (np.zeros((2, 2)), np.zeros((2, 0)), None),
+    ),
+)
+
+
+def _linear_gelu(d: Draw) -> Sample:
+    sample = _linear(d)
+    return Sample(sample.inputs, {"approximate": "tanh"} if d.boolean() else {})
+
+
+def _bent_rows(x: Array, weight: Array, bias: Array | None, *, approximate: str = "none") -> Array:
+    u = _rows_times(x, weight, bias)
+    root = math.sqrt(2 / math.pi)
+    below = {
+        "none": lambda v: (1 + math.erf(v / math.sqrt(2))) / 2,
+        "tanh": lambda v: (1 + math.tanh(root * (v + 0.044715 * v**3))) / 2,
+    }[approximate]
+    return u * np.vectorize(below, otypes=[float])(u)
+
+
+def _bent_keeps(s: Sample) -> int:
+    """Input, weight, and what GELU is taken of."""
+    x, weight, _ = s.inputs
+    return x.nbytes + weight.nbytes + 8 * count(x.shape[:-1]) * weight.shape[1]
+
+
+case(
+    "linear_gelu",
+    _linear_gelu,
+    _bent_rows,
+    _bent_keeps,
+    Hard(
+        "no rows",
+        (np.zeros((0, 2)), np.ones((2, 3)), np.ones(3)),
+        np.zeros((0, 3)),
+        (np.zeros((0, 2)), np.zeros((2, 3)), np.zeros(3)),
+    ),
+    Hard(
+        "half of nothing is let through at 0",
+        (A([2.0]), A([[3.0]]), A([-6.0])),
+        A([0.0]),
+        (A([1.5]), A([[1.0]]), A([0.5])),
     ),
 )
 

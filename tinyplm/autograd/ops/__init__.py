@@ -7,6 +7,7 @@ from .activation import relu as relu
 from .activation import silu as silu
 from .activation import softmax as softmax
 from .attention import attention as attention
+from .attention import packed_attention as packed_attention
 from .elementwise import abs as abs
 from .elementwise import add as add
 from .elementwise import clip as clip
@@ -33,6 +34,7 @@ from .index import take_along_axis as take_along_axis
 from .index import take_rows as take_rows
 from .linalg import einsum as einsum
 from .linalg import linear as linear
+from .linalg import linear_gelu as linear_gelu
 from .linalg import matmul as matmul
 from .loss import binary_cross_entropy as binary_cross_entropy
 from .loss import cosine as cosine
@@ -41,6 +43,8 @@ from .loss import kl_divergence as kl_divergence
 from .loss import linear_cross_entropy as linear_cross_entropy
 from .loss import mean_squared_error as mean_squared_error
 from .norm import layer_norm as layer_norm
+from .norm import residual_layer_norm as residual_layer_norm
+from .norm import residual_rms_norm as residual_rms_norm
 from .norm import rms_norm as rms_norm
 from .random import dropout as dropout
 from .reduce import cumsum as cumsum

@@ -82,25 +82,86 @@ def attention(
     q4, k4, v4 = _four(q), _four(k), _four(v)
     full = (*q4.shape[:3], k4.shape[2])
     bias4 = None if bias is None else _fits(_four(bias), full, "bias")
-    y, p = attention_forward(q4, k4, v4, bias4, rules, return_probabilities)
+    found = attention_forward(q4, k4, v4, bias4, rules, return_probabilities)
     shapes = tuple(None if x is None else x.shape for x in (q, k, v, bias))
-    y_shape = y.shape
 
     def pullback(g: Any) -> tuple[Any, ...]:
-        g_p = None
+        g_p, xp = None, namespace(q4)
         if return_probabilities:
             g, g_p = g
-            g = namespace(q4).zeros(y_shape, q4.dtype) if g is None else g
+            g = xp.zeros_like(found.y) if g is None else g
             g_p = None if g_p is None else g_p.reshape(full)
-        given = attention_pullback(g.reshape(y_shape), g_p, q4, k4, v4, bias4, rules, p)
+        into = xp.empty_like(q4), xp.empty_like(k4), xp.empty_like(v4)
+        g4 = g.reshape(found.y.shape)
+        g_bias = attention_pullback(g4, g_p, q4, k4, v4, bias4, rules, found, into)
         return tuple(
-            None if x is None else x.reshape(s) for x, s in zip(given, shapes, strict=True)
+            None if x is None else x.reshape(s)
+            for x, s in zip((*into, g_bias), shapes, strict=True)
         )
 
-    y = y.reshape(*q.shape[:-1], v.shape[-1])
+    y = found.y.reshape(*q.shape[:-1], v.shape[-1])
     if return_probabilities:
-        return (y, p.reshape(*q.shape[:-1], k.shape[-2])), pullback
+        return (y, found.p.reshape(*q.shape[:-1], k.shape[-2])), pullback
     return y, pullback
+
+
+@op
+@at_least_float32
+@quiet
+def packed_attention(
+    qkv: Array,
+    *,
+    heads: int,
+    causal: bool = False,
+    key_padding: Array | None = None,
+    scale: float | None = None,
+    rate: float = 0.0,
+    rng: Generator | None = None,
+) -> tuple[Array, Pullback]:
+    """`attention` of a sequence to itself; queries, keys and values lie side by side as one projection made them.
+
+    Heads are read and written in place: nothing is split, turned or joined.
+
+    Shapes:
+        qkv: (B, T, 3 D), with D = heads K; result: (B, T, D).
+
+    Args:
+        qkv: queries, keys and values.
+        heads: how many.
+        causal: a query sees no key after its own position.
+        key_padding: booleans (B, T), true where a key is real.
+        scale: factor of the scores, 1 / sqrt(K) by default.
+        rate: share of the probabilities dropped when rng is given.
+        rng: source of the dropout.
+
+    Raises:
+        ShapeError: the last axis of qkv is not three times a multiple of heads.
+    """
+    check_rate(rate)
+    if qkv.ndim != 3 or heads < 1 or qkv.shape[2] % (3 * heads):
+        raise ShapeError(
+            f"packed_attention: qkv has shape {qkv.shape}, expected (B, T, 3 D) with D a multiple of heads={heads}."
+        )
+    B, T, width = qkv.shape
+    shape, D = (B, T, 3, heads, width // (3 * heads)), width // 3
+    q, k, v = qkv.reshape(shape).transpose(2, 0, 3, 1, 4)
+    rules = Rules(
+        causal=causal,
+        mask=_allowed(None, key_padding, q, k),
+        scale=1 / math.sqrt(shape[-1]) if scale is None else scale,
+        rate=0.0 if rng is None else rate,
+        seed=0 if rng is None or not rate else int(rng.integers(1 << 63)),
+    )
+    found = attention_forward(q, k, v, None, rules, False)
+
+    def pullback(g: Array) -> Array:
+        g_qkv = namespace(g).empty(shape, q.dtype)
+        g_y = g.reshape(B, T, heads, -1).swapaxes(1, 2)
+        into = tuple(g_qkv.transpose(2, 0, 3, 1, 4))
+        attention_pullback(g_y, None, q, k, v, None, rules, found, into)
+        return g_qkv.reshape(B, T, width)
+
+    return found.y.swapaxes(1, 2).reshape(B, T, D), pullback
 
 
 def _four(x: Array) -> Array:

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 
 from ...backend import is_array, namespace
-from ...kernels.take_rows import add_rows
+from ...kernels.take_rows import add_rows, copy_rows
 from ...types import Array, Pullback
 from ..engine import Tensor, op
 from .broadcasting import at_least_float32, is_half, like, unbroadcast
@@ -59,9 +59,8 @@ def take_rows(table: Array, ids: Array) -> tuple[Array, Pullback]:
     xp, shape = namespace(table), table.shape
     ids = xp.asarray(ids)
     _check_ids("take_rows", ids, shape[0])
-    return table[ids], lambda g: add_rows(
-        g.reshape(ids.size, *shape[1:]), ids.reshape(-1), shape[0]
-    )
+    y = copy_rows(table, ids.reshape(-1)).reshape((*ids.shape, *shape[1:]))
+    return y, lambda g: add_rows(g.reshape(ids.size, *shape[1:]), ids.reshape(-1), shape[0])
 
 
 def _check_ids(name: str, ids: Array, rows: int) -> None:

@@ -6,11 +6,14 @@ from typing import Any
 import numpy as np
 
 from ...backend import namespace
-from ...errors import ShapeError
-from ...kernels.matmul import product
+from ...errors import ConfigError, ShapeError
+from ...kernels.gelu import gelu_forward, gelu_pullback, gelu_tanh_forward, gelu_tanh_pullback
+from ...kernels.matmul import linear_forward, linear_gelu_forward, product_in_precision, sum_rows
+from ...kernels.precision import prepare
 from ...types import Array, Pullback
 from ..engine import Tensor, op
 from .broadcasting import at_least_float32, like, same_precision, unbroadcast
+from .elementwise import quiet
 
 
 @op
@@ -47,29 +50,94 @@ def linear(x: Array, weight: Array, bias: Array | None = None) -> tuple[Array, P
 
     Shapes:
         x: (..., D); weight: (D, F); bias: (F,) or None; result: (..., F).
+
+    Raises:
+        ShapeError: the shapes do not fit together.
     """
-    like_bias = None if bias is None else like(bias)
+    x_ND, left, right = _operands("linear", x, weight, bias)
+    if left is x_ND and right is weight:
+        y = linear_forward(x_ND, weight, bias)
+    else:
+        y = product_in_precision(left, right)
+        if bias is not None:
+            y += bias
+    same_precision(y, x, weight)
+    return y.reshape(*x.shape[:-1], y.shape[-1]), _pullback_of_linear(
+        x, len(x_ND), left, right, weight, bias
+    )
+
+
+@op
+@at_least_float32
+@quiet
+def linear_gelu(
+    x: Array, weight: Array, bias: Array | None = None, *, approximate: str = "none"
+) -> tuple[Array, Pullback]:
+    """GELU of x W + b, computed while that is at hand: as `linear` and then `gelu`, or `gelu_tanh`.
+
+    Shapes:
+        x: (..., D); weight: (D, F); bias: (F,) or None; result: (..., F).
+
+    Args:
+        x: rows.
+        weight: matrix.
+        bias: added to each row.
+        approximate: "none" for the exact GELU, "tanh" for that by tanh.
+
+    Raises:
+        ShapeError: the shapes do not fit together.
+    """
+    if approximate not in ("none", "tanh"):
+        raise ConfigError(
+            f"linear_gelu: approximate is {approximate!r}; expected 'none' or 'tanh'."
+        )
+    exact = approximate == "none"
+    x_ND, left, right = _operands("linear_gelu", x, weight, bias)
+    if left is x_ND and right is weight:
+        u, y = linear_gelu_forward(x_ND, weight, bias, exact)
+    else:
+        u = product_in_precision(left, right)
+        if bias is not None:
+            u += bias
+        y = (gelu_forward if exact else gelu_tanh_forward)(u)
+    same_precision(y, x, weight)
+    through = _pullback_of_linear(x, len(x_ND), left, right, weight, bias)
+
+    def pullback(g: Array) -> Any:
+        g_NF = g.reshape(u.shape)
+        return through((gelu_pullback if exact else gelu_tanh_pullback)(g_NF, u))
+
+    return y.reshape(*x.shape[:-1], y.shape[-1]), pullback
+
+
+def _operands(op: str, x: Array, weight: Array, bias: Array | None) -> tuple[Array, Any, Any]:
+    """X as rows; and both operands as the precision in use wants them."""
     if weight.ndim != 2 or x.shape[-1] != weight.shape[0]:
         raise ShapeError(
-            f"linear: x has {x.shape[-1]} values on its last axis, but weight {weight.shape} takes {weight.shape[0]}."
+            f"{op}: x has {x.shape[-1]} values on its last axis, but weight {weight.shape} takes {weight.shape[0]}."
         )
+    if bias is not None and bias.shape != weight.shape[1:]:
+        raise ShapeError(f"{op}: bias has shape {bias.shape}, expected {weight.shape[1:]}.")
     x_ND = x.reshape(-1, x.shape[-1])
-    y = same_precision(product(x_ND, weight), x, weight)
-    if bias is not None:
-        if bias.shape != weight.shape[1:]:
-            raise ShapeError(f"linear: bias has shape {bias.shape}, expected {weight.shape[1:]}.")
-        y += bias
+    return x_ND, prepare(x_ND), prepare(weight, weight=True)
+
+
+def _pullback_of_linear(
+    x: Array, rows: int, left: Any, right: Any, weight: Array, bias: Array | None
+) -> Pullback:
     shape, like_x, like_weight = x.shape, like(x), like(weight)
+    like_bias = None if bias is None else like(bias)
 
     def pullback(g: Array) -> tuple[Pullback, Pullback, Pullback]:
-        g_NF = g.reshape(len(x_ND), g.shape[-1])
+        g_NF = g.reshape(rows, weight.shape[1])
+        given = prepare(g_NF)
         return (
-            lambda: unbroadcast(product(g_NF, weight.T).reshape(shape), like_x),
-            lambda: unbroadcast(product(x_ND.T, g_NF), like_weight),
-            lambda: unbroadcast(g_NF, like_bias),
+            lambda: unbroadcast(product_in_precision(given, right.T).reshape(shape), like_x),
+            lambda: unbroadcast(product_in_precision(left.T, given), like_weight),
+            lambda: unbroadcast(sum_rows(g_NF), like_bias),
         )
 
-    return y.reshape(*shape[:-1], y.shape[-1]), pullback
+    return pullback
 
 
 def einsum(equation: str, *operands: Tensor | Array) -> Tensor:

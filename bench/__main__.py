@@ -10,12 +10,17 @@ from typing import Any
 
 BENCHMARKS = {
     "op-overhead": "a chain of 1000 additions of one-element tensors, forward and backward",
-    "kernels": "each variant of a kernel beside its definition and a copy",
-    "training-step": "an AdamW step of a GPT beside PyTorch, and the matrix products alone",
-    "decoding": "greedy decoding with a cache beside transformers",
-    "shakespeare": "a whole pretraining run beside PyTorch; minutes, needs --data, runs only when named",
+    "kernels": "each variant of a kernel beside its definition, PyTorch, JAX and a copy of its bytes",
+    "attention": "causal attention, forward and with gradients",
+    "training-step": "an AdamW step of GPTs; with --large of GPT-2 at 4x512 too",
+    "bf16": "the same steps with products in bfloat16",
+    "encoder-forward": "12 blocks of BERT base's size without gradients",
+    "decoding": "greedy decoding of GPT-2 with a cache, in float32 and smaller weights",
+    "memory": "peak memory and page faults of training steps, in fresh processes",
+    "growth": "time and memory against text length, layers, batch, vocabulary; when named",
+    "shakespeare": "a whole pretraining run beside PyTorch; minutes, needs --data; when named",
 }
-ONLY_WHEN_NAMED = {"shakespeare"}
+ONLY_WHEN_NAMED = {"growth", "shakespeare"}
 THREAD_VARIABLES = ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS")
 
 
@@ -36,17 +41,21 @@ def main(arguments: list[str] | None = None) -> int:
     # Only now: NumPy reads the number of threads when it is loaded.
     from tinyplm.errors import TinyplmError
 
-    from .measure import Options, WrongResultError, note, table
+    from .measure import BenchError, Options, machine, note, table
 
     options = Options(
         quick=asked.quick,
         threads=threads,
+        large=asked.large,
         peers=not asked.ours_only,
-        gpt2_small=asked.gpt2_small,
         data=asked.data,
         config=asked.config,
         steps=asked.steps,
     )
+    load = f", load {os.getloadavg()[0]:.2f}" if hasattr(os, "getloadavg") else ""
+    note(f"{machine()}; {threads} threads{load}")
+    if load and os.getloadavg()[0] > 0.5:
+        note("Other programs are running: ratios between contestants suffer, absolute times more.")
     records = []
     for name in asked.names or [name for name in BENCHMARKS if name not in ONLY_WHEN_NAMED]:
         found = []
@@ -58,7 +67,7 @@ def main(arguments: list[str] | None = None) -> int:
                     asked.json.parent.mkdir(parents=True, exist_ok=True)
                     with asked.json.open("a", encoding="utf-8") as file:
                         file.write(json.dumps(record) + "\n")
-        except (WrongResultError, TinyplmError) as error:
+        except (BenchError, TinyplmError) as error:
             note(f"{name}: {error}")
             return 1
         except KeyboardInterrupt:
@@ -68,6 +77,22 @@ def main(arguments: list[str] | None = None) -> int:
         records += found
     if asked.compare:
         note(_compared(earlier, records))
+    return _drawn(records, asked.plot) if asked.plot else 0
+
+
+def _drawn(records: list[dict[str, Any]], output: Path) -> int:
+    from .measure import note
+    from .plot import plot
+
+    try:
+        plot(records, output)
+    except ImportError:
+        note('--plot needs matplotlib: pip install "tinyplm[plot]"')
+        return 1
+    except ValueError as error:
+        note(f"--plot {output}: {error}")
+        return 1
+    note(f"drawn in {output}")
     return 0
 
 
@@ -79,12 +104,13 @@ def _parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("names", metavar="NAME", nargs="*", help="which to run; all but the long one by default")
     add("--list", action="store_true", help="what there is")
+    add("--large", action="store_true", help="add what takes minutes and 20 GB")
     add("--quick", action="store_true", help="leave out what is large, repeat less")
     add("--json", metavar="FILE", type=Path, help="append the records to a file")
     add("--compare", metavar="FILE", type=Path, help="an earlier file: ratios then and now")
+    add("--plot", metavar="FILE", type=Path, help="draw the comparisons as PNG or SVG")
     add("--threads", metavar="N", type=int, help="for every library; all cores by default")
     add("--ours-only", action="store_true", help="no other framework, even if installed")
-    add("--gpt2-small", action="store_true", help="decoding: the 124M model; 2 GB of memory")
     add("--data", metavar="FILE", type=Path, help="shakespeare: the text")
     add("--config", metavar="FILE", type=Path, help="shakespeare: other settings of the run")
     add("--steps", metavar="N", type=int, help="shakespeare: fewer updates")
@@ -102,6 +128,9 @@ def _set_threads(parser: argparse.ArgumentParser, asked: int | None) -> int:
         parser.error("--threads has no effect once NumPy is loaded; run python -m bench")
     for name in THREAD_VARIABLES:
         os.environ[name] = str(asked)
+    if asked < _cores() and "numpy" not in sys.modules and hasattr(os, "sched_setaffinity"):
+        # XLA reads no variable: it takes as many threads as there are cores for this process.
+        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:asked])
     return asked
 
 
@@ -121,19 +150,21 @@ def _read(parser: argparse.ArgumentParser, path: Path) -> list[dict[str, Any]]:
 
 def _key(record: dict[str, Any]) -> tuple[Any, ...]:
     names = ("benchmark", "what", "shapes", "dtype", "library", "variant", "threads")
-    return tuple(record[name] for name in names)
+    return tuple(record.get(name) for name in names)
 
 
 def _compared(earlier: list[dict[str, Any]], now: list[dict[str, Any]]) -> str:
-    """Ratios then and now. Times are shown too, but only ratios within one run can be trusted."""
+    """Ratios to ours then and now. Times are shown too, but only ratios within one run can be trusted."""
+    from .measure import shown
+
     then = {_key(record): record for record in earlier}
-    lines = ["", f"{'ratio then':>10} {'now':>7} {'time then':>11} {'now':>11}"]
+    lines = ["", f"{'times ours then':>15} {'now':>7} {'then':>11} {'now':>10}"]
     for record in now:
         old = then.get(_key(record))
-        before = f"{old['ratio']:10.2f}" if old else f"{'-':>10}"
-        time_before = f"{old['median'] * 1e3:8.3f} ms" if old else f"{'-':>11}"
+        before = f"{old['ratio']:15.2f}" if old else f"{'-':>15}"
+        value_before = shown(old["median"], old.get("unit", "s")) if old else f"{'-':>10}"
         lines.append(
-            f"{before} {record['ratio']:7.2f} {time_before} {record['median'] * 1e3:8.3f} ms  "
+            f"{before} {record['ratio']:7.2f} {value_before:>11} {shown(record['median'], record['unit'])}  "
             f"{record['what']} {record['shapes']}: {record['library']} {record['variant']}"
         )
     return "\n".join(lines)

@@ -7,7 +7,7 @@ import numpy as np
 
 from tinyplm import Tensor
 
-from .measure import Contestant, Options, Record, measure, require_close, torch_or_none
+from .measure import Contestant, Options, Record, measure, require_close
 
 ADDITIONS = 1000
 
@@ -17,8 +17,9 @@ def run(options: Options) -> Iterator[Record]:
     leaves: list[tuple[str, str, Any]] = [
         ("ours", "engine", Tensor(np.ones(1, np.float32), requires_grad=True))
     ]
-    torch = torch_or_none(options)
-    if torch:
+    if options.has("torch"):
+        import torch
+
         leaves.append(("torch", "eager", torch.ones(1, requires_grad=True)))
     for what, constant, slope in (("y + x", False, ADDITIONS + 1), ("y + 1.0", True, 1)):
         contestants = []

@@ -22,15 +22,14 @@ from tinyplm.text import TokenFile, Windows
 from tinyplm.train.loop import Step
 
 from .measure import (
-    PAUSE,
     Contestant,
     Options,
     Record,
     Samples,
+    describe,
     note,
-    record,
     require_close,
-    torch_or_none,
+    settle,
 )
 
 CONFIG = Path(__file__).parent.parent / "configs" / "shakespeare-char.toml"
@@ -65,13 +64,13 @@ def _both(chosen: Run, options: Options) -> Iterator[Record]:
     assert isinstance(ready, Prepared)
     tokens = TokenFile.open(ready.output / "tokens.bin")
     training, held_out = tokens.split(chosen.validation)
-    peer = _Peer(chosen, ready, training) if torch_or_none(options) else None
+    peer = _Peer(chosen, ready, training) if options.has("torch") else None
     samples, peer_samples = Samples(), Samples()
     score = math.nan
     for done in range(0, chosen.steps, BLOCK):
         count = min(BLOCK, chosen.steps - done)
         block: list[Step] = []
-        time.sleep(PAUSE)
+        settle()
         while len(block) < count:
             event = next(events, None)
             if event is None:  # a Ctrl-C ends the run after the update at hand
@@ -82,7 +81,7 @@ def _both(chosen: Run, options: Options) -> Iterator[Record]:
         samples.rounds.append([step.seconds for step in block])
         line = f"step {last.number}: ours {last.loss:.4f}, {sum(samples.all):.1f} s"
         if peer:
-            time.sleep(PAUSE)
+            settle()
             losses, seconds = peer.steps(done, count)
             peer_samples.rounds.append(seconds)
             line += f"; torch {losses[-1]:.4f}, {sum(peer_samples.all):.1f} s"
@@ -92,28 +91,28 @@ def _both(chosen: Run, options: Options) -> Iterator[Record]:
     for event in events:
         if isinstance(event, Finished):
             score = event.score.nats
-    ours = Contestant(library="ours", variant="pretrain", run=lambda: None)
-    about: dict[str, Any] = {
-        "to": (ours, samples),
-        "benchmark": "shakespeare",
-        "what": f"{chosen.steps} updates; seconds of one",
-        "shapes": f"{chosen.batch}x{chosen.positions}, {chosen.layers} layers, {chosen.hidden_size} wide",
-        "dtype": "float32",
-        "options": options,
-    }
-    found: list[tuple[Contestant, Samples, float]] = [(ours, samples, score)]
+    contestants = [Contestant(library="ours", variant="pretrain", run=lambda: None)]
+    losses_of = [score]
     if peer:
-        theirs = Contestant(library="torch", variant="eager, fused AdamW", run=lambda: None)
+        contestants.append(Contestant(library="torch", variant="eager", run=lambda: None))
         length = min(chosen.positions, len(held_out) - 1)
         windows = Windows(held_out, length=length, batch=chosen.batch, seed=chosen.seed)
-        found.append((theirs, peer_samples, peer.validation_loss(windows)))
-    for contestant, times, loss in found:
+        losses_of.append(peer.validation_loss(windows))
+    times = [samples, peer_samples][: len(contestants)]
+    records = describe(
+        contestants,
+        times,
+        benchmark="shakespeare",
+        what=f"{chosen.steps} updates; seconds of one",
+        shapes=f"{chosen.batch}x{chosen.positions}, {chosen.layers} layers, {chosen.hidden_size} wide",
+        options=options,
+    )
+    for record, found, loss in zip(records, times, losses_of, strict=True):
         note(
-            f"{contestant.library}: validation loss {loss:.4f} nats on the last {chosen.validation:.0%}, "
-            f"{sum(times.all):.1f} s of updates"
+            f"{record['library']}: validation loss {loss:.4f} nats on the last {chosen.validation:.0%}, "
+            f"{sum(found.all):.1f} s of updates"
         )
-        more = {"validation_loss": loss, "seconds": sum(times.all)}
-        yield record(contestant, times, more=more, **about)
+        yield record | {"validation_loss": loss, "seconds": sum(found.all)}
 
 
 class _Peer:
@@ -133,7 +132,6 @@ class _Peer:
             beta_2=chosen.beta_2,
             weight_decay=chosen.weight_decay,
             clip=chosen.clip or None,
-            fused=True,
         )
 
     def steps(self, done: int, count: int) -> tuple[list[float], list[float]]:
@@ -156,6 +154,9 @@ class _Peer:
             for batch in windows.in_order():
                 ids = np.asarray(batch["input_ids"])
                 labels = ids[:, 1:]
-                total += self.training.loss(ids[:, :-1], labels).item() * labels.size
+                total += (
+                    self.training.loss(*map(torch.from_numpy, (ids[:, :-1], labels))).item()
+                    * labels.size
+                )
                 count += labels.size
         return total / count

@@ -13,71 +13,119 @@ from torch.nn import functional
 
 from tinyplm.models.gpt2 import Gpt2Config
 
+Past = tuple[torch.Tensor, torch.Tensor, int]
+"""Room for keys and for values of one layer, and how much of it is filled."""
+
 
 class _Attention(nn.Module):
-    def __init__(self, width: int, heads: int) -> None:
+    def __init__(self, width: int, heads: int, causal: bool) -> None:
         super().__init__()
-        self.heads = heads
+        self.heads, self.causal = heads, causal
         self.project_in = nn.Linear(width, 3 * width)
         self.project_out = nn.Linear(width, width)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: torch.Tensor, past: Past | None = None) -> torch.Tensor:
         B, T, D = x.shape
         q, k, v = (
             part.view(B, T, self.heads, -1).transpose(1, 2)
             for part in self.project_in(x).split(D, 2)
         )
-        y = functional.scaled_dot_product_attention(q, k, v, is_causal=True)
+        causal = self.causal
+        if past:
+            keys, values, start = past
+            keys[:, :, start : start + T], values[:, :, start : start + T] = k, v
+            k, v = keys[:, :, : start + T], values[:, :, : start + T]
+            causal = start == 0
+        y = functional.scaled_dot_product_attention(q, k, v, is_causal=causal)
         return self.project_out(y.transpose(1, 2).reshape(B, T, D))
 
 
 class _FeedForward(nn.Module):
-    def __init__(self, width: int, ffn_size: int) -> None:
+    def __init__(self, width: int, ffn_size: int, gelu: str) -> None:
         super().__init__()
+        self.gelu = gelu
         self.expand = nn.Linear(width, ffn_size)
         self.contract = nn.Linear(ffn_size, width)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.contract(functional.gelu(self.expand(x), approximate="tanh"))
+        return self.contract(functional.gelu(self.expand(x), approximate=self.gelu))
 
 
-class _Block(nn.Module):
-    def __init__(self, c: Gpt2Config) -> None:
+class Block(nn.Module):
+    """Attention and feed-forward with norms before them."""
+
+    def __init__(
+        self,
+        width: int,
+        heads: int,
+        ffn_size: int,
+        *,
+        eps: float = 1e-5,
+        causal: bool = True,
+        gelu: str = "tanh",
+    ) -> None:
         super().__init__()
-        self.attention = _Attention(c.hidden_size, c.heads)
-        self.feed_forward = _FeedForward(c.hidden_size, c.ffn_size or 4 * c.hidden_size)
-        self.norm_1 = nn.LayerNorm(c.hidden_size, eps=c.eps)
-        self.norm_2 = nn.LayerNorm(c.hidden_size, eps=c.eps)
+        self.attention = _Attention(width, heads, causal)
+        self.feed_forward = _FeedForward(width, ffn_size, gelu)
+        self.norm_1 = nn.LayerNorm(width, eps=eps)
+        self.norm_2 = nn.LayerNorm(width, eps=eps)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        x = x + self.attention(self.norm_1(x))
+    def forward(self, x: torch.Tensor, past: Past | None = None) -> torch.Tensor:
+        """From (B, T, D) to the same."""
+        x = x + self.attention(self.norm_1(x), past)
         return x + self.feed_forward(self.norm_2(x))
+
+
+def load(module: nn.Module, arrays: Mapping[str, np.ndarray[Any, Any]]) -> None:
+    """Give a module the weights of one of ours; a matrix of ours is stored the other way around."""
+    state = {}
+    for name, array in arrays.items():
+        turned = array.ndim == 2 and "embedding" not in name
+        values = torch.from_numpy((array.T if turned else array).copy())
+        state[name.replace(".gain", ".weight")] = values
+    module.load_state_dict(state)
 
 
 class TorchGpt(nn.Module):
     """GPT-2 with tied embeddings and without dropout; calling it gives logits."""
 
-    def __init__(self, config: Gpt2Config, arrays: Mapping[str, np.ndarray[Any, Any]]) -> None:
+    def __init__(self, config: Gpt2Config, arrays: dict[str, np.ndarray[Any, Any]]) -> None:
         """Take the weights of a model of ours, by our names."""
         super().__init__()
         c = config
         self.token_embedding = nn.Embedding(c.vocab_size, c.hidden_size)
         self.position_embedding = nn.Embedding(c.positions, c.hidden_size)
-        self.blocks = nn.ModuleList(_Block(c) for _ in range(c.layers))
+        self.blocks = nn.ModuleList(
+            Block(c.hidden_size, c.heads, c.ffn_size or 4 * c.hidden_size, eps=c.eps)
+            for _ in range(c.layers)
+        )
         self.norm = nn.LayerNorm(c.hidden_size, eps=c.eps)
-        state = {}
-        for name, array in arrays.items():
-            stored_in_out = array.ndim == 2 and "embedding" not in name
-            values = torch.from_numpy((array.T if stored_in_out else array).copy())
-            state[name.replace(".gain", ".weight")] = values
-        self.load_state_dict(state)
+        self.head = nn.Linear(c.hidden_size, c.vocab_size, bias=False)
+        self.head.weight = self.token_embedding.weight
+        load(self, arrays | {"head.weight": arrays["token_embedding.weight"].T})
 
     def forward(self, ids: torch.Tensor) -> torch.Tensor:
         """Logits (B, T, V)."""
         x = self.token_embedding(ids) + self.position_embedding(torch.arange(ids.shape[1]))
         for block in self.blocks:
             x = block(x)
-        return functional.linear(self.norm(x), self.token_embedding.weight)
+        return self.head(self.norm(x))
+
+    def greedy(self, ids: torch.Tensor, new: int) -> torch.Tensor:
+        """Ids with so many of the most probable tokens behind them; keys and values are kept in place."""
+        B, T = ids.shape
+        attention, dtype = self.blocks[0].attention, self.token_embedding.weight.dtype
+        width = self.token_embedding.embedding_dim
+        shape = (len(self.blocks), 2, B, attention.heads, T + new, width // attention.heads)
+        room, start, text = torch.empty(shape, dtype=dtype), 0, [ids]
+        for _ in range(new):
+            places = torch.arange(start, start + text[-1].shape[1])
+            x = self.token_embedding(text[-1]) + self.position_embedding(places)
+            for block, (keys, values) in zip(self.blocks, room, strict=True):
+                x = block(x, (keys, values, start))
+            start += x.shape[1]
+            text.append(self.head(self.norm(x[:, -1:])).argmax(-1))
+        return torch.cat(text, 1)
 
 
 class TorchTraining:
@@ -86,16 +134,20 @@ class TorchTraining:
     def __init__(
         self,
         config: Gpt2Config,
-        arrays: Mapping[str, np.ndarray[Any, Any]],
+        arrays: dict[str, np.ndarray[Any, Any]],
         *,
         beta_1: float,
         beta_2: float,
         weight_decay: float,
         clip: float | None,
-        fused: bool,
+        bf16: bool = False,
+        compiled: str = "",
     ) -> None:
         self.model = TorchGpt(config, arrays)
-        self.clip = clip
+        self.clip, self.bf16 = clip, bf16
+        self.loss = torch.compile(self._loss) if compiled == "whole" else self._loss
+        for block in self.model.blocks if compiled == "blocks" else ():
+            block.compile()
         parameters = list(self.model.parameters())
         self.optimizer = torch.optim.AdamW(
             [
@@ -105,14 +157,14 @@ class TorchTraining:
             lr=0.0,
             betas=(beta_1, beta_2),
             eps=1e-8,
-            fused=fused,
-            foreach=not fused,
+            fused=True,
         )
 
-    def loss(self, ids: np.ndarray[Any, Any], labels: np.ndarray[Any, Any]) -> torch.Tensor:
+    def _loss(self, ids: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         """Mean nats per token."""
-        logits = self.model(torch.from_numpy(ids))
-        return functional.cross_entropy(logits.flatten(0, 1), torch.from_numpy(labels).flatten())
+        with torch.autocast("cpu", torch.bfloat16, enabled=self.bf16):
+            logits = self.model(ids)
+            return functional.cross_entropy(logits.flatten(0, 1), labels.flatten())
 
     def step(
         self, ids: np.ndarray[Any, Any], labels: np.ndarray[Any, Any], rate: float
@@ -121,7 +173,7 @@ class TorchTraining:
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         self.optimizer.zero_grad(set_to_none=True)
-        loss = self.loss(ids, labels)
+        loss = self.loss(torch.from_numpy(ids), torch.from_numpy(labels))
         loss.backward()
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.clip or float("inf"))
         self.optimizer.step()

@@ -4,6 +4,7 @@ import contextlib
 import io
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -15,6 +16,8 @@ import pytest
 from tinyplm.cli import main
 from tinyplm.cli.main import parser
 from tinyplm.cli.pretrain import GROUPS
+from tinyplm.kernels.precision import current
+from tinyplm.models.gpt2 import Gpt2
 from tinyplm.recipes import pretrain as recipe
 from tinyplm.recipes.run import Run, read_toml
 from tinyplm.train.progress import read_metrics
@@ -265,6 +268,66 @@ def test_a_model_is_evaluated_on_a_text(say, finished, text):
     found = json.loads(out)
     assert found["bytes"] == found["tokens"] == len(TEXT) - 1
     assert found["bits_per_byte"] == pytest.approx(found["nats_per_token"] / 0.6931471805599453)
+
+
+@pytest.fixture
+def precisions(monkeypatch):
+    """The precision that held whenever the model computed."""
+    seen, compute = [], Gpt2.__call__
+
+    def noted(model, *arguments, **options):
+        seen.append(current())
+        return compute(model, *arguments, **options)
+
+    monkeypatch.setattr(Gpt2, "__call__", noted)
+    return seen
+
+
+def test_a_run_has_its_precision_in_training_and_evaluation(say, text, tmp_path, precisions):
+    arguments = ("pretrain", "gpt2", "--data", text, *TINY, "--steps=2", "--output=run")
+    code, _, _ = say(*arguments, "--precision=bfloat16")
+    assert code == 0
+    assert set(precisions) == {"bfloat16"}
+    assert current() == "float32"
+    assert json.loads((tmp_path / "run/run.json").read_text("utf-8"))["precision"] == "bfloat16"
+    code, _, err = say("pretrain", "--resume", "--output=run", "--precision=float32")
+    assert code == 2
+    assert "--precision is float32" in err
+    assert "begun with bfloat16" in err
+
+
+@pytest.mark.parametrize("verb", ["generate", "evaluate"])
+def test_a_trained_model_is_used_in_any_precision(say, finished, precisions, verb):
+    assert say(verb, finished[0], "--precision=bfloat16x3")[0] == 0
+    assert set(precisions) == {"bfloat16x3"}
+    assert say(verb, finished[0])[0] == 0
+    assert set(precisions) == {"bfloat16x3", "float32"}
+    code, _, err = say(verb, finished[0], "--precision=bf16")
+    assert code == 2
+    assert "for --precision" in err
+    assert "Known: float32, bfloat16, bfloat16x3" in err
+
+
+@pytest.mark.parametrize("kind", ["int8", "bfloat16"])
+def test_a_model_is_used_with_quantised_weights(say, finished, text, kind):
+    code, out, _ = say("generate", finished[0], "--prompt=the", f"--quantize={kind}", "--greedy")
+    assert code == 0
+    assert out.startswith("the")
+    code, out, _ = say("evaluate", finished[0], "--data", text, f"--quantize={kind}")
+    assert code == 0
+    assert re.search(r"perplexity [\d.,]+ \(float32 [\d.,]+, [+-]\d+\.\d\d %\)", out)
+    found = json.loads(say("evaluate", finished[0], f"--quantize={kind}", "--json")[1])
+    plain = json.loads(say("evaluate", finished[0], "--json")[1])
+    assert found["quantized"] == kind
+    assert found["float32_perplexity"] == plain["perplexity"]
+    assert found["perplexity"] == pytest.approx(plain["perplexity"], rel=0.01)
+    assert plain["float32_perplexity"] is None
+
+
+def test_weights_cannot_be_quantised_to_anything(say, finished):
+    code, _, err = say("generate", finished[0], "--quantize=int4")
+    assert code == 2
+    assert "int8" in err
 
 
 def test_explain_shows_losses_of_a_model(say, finished):
@@ -636,7 +699,11 @@ def test_the_doctor_states_its_two_speeds(say):
     assert code == 0
     assert "GFLOP/s" in out
     assert "GB/s" in out
-    assert json.loads(say("doctor", "--json")[1])["cores"] >= 1
+    assert "bfloat16x3" in out
+    found = json.loads(say("doctor", "--json")[1])
+    assert found["cores"] >= 1
+    assert set(found["precision"]) == {"float32", "bfloat16", "bfloat16x3"}
+    assert (found["mkl"]["version"] is None) == bool(found["mkl"]["reason"])
 
 
 def test_gradcheck_tells_each_op_and_a_summary(say):

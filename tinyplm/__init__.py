@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from .hub import from_pretrained as from_pretrained
     from .hub import load as load
     from .hub import save_pretrained as save_pretrained
+    from .kernels.precision import precision as precision
+    from .nn import quantize as quantize
     from .text import Tokenizer as Tokenizer
 
 __version__ = "0.1.0"
@@ -21,6 +23,8 @@ _ON_FIRST_USE = {
     "Tokenizer": "text",
     "from_pretrained": "hub",
     "load": "hub",
+    "precision": "kernels.precision",
+    "quantize": "nn",
     "save_pretrained": "hub",
 }
 

@@ -758,11 +758,13 @@ def _one_by_one(
                 reader.choose_rows(rows)
         else:
             logits = reader.next_logits(ids[:, :length])
-        logits = logits[running]
+        if len(running) < len(rows):
+            logits = logits[running]
         _refuse_non_finite(logits, length)
         ignored = None if padding is None else padding[running]
         scores = _process(logits, ids[running, :length], plan, ignored, 1)
-        _refuse_nothing_left(scores, plan)
+        if scores is not logits:
+            _refuse_nothing_left(scores, plan)
         if plan.do_sample:
             # Rows that have ended still take part in the draw, so when they ended has no effect on
             # the others.

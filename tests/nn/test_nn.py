@@ -154,19 +154,30 @@ def test_self_attention_equals_a_loop_over_heads_and_queries(rng, causal, scale)
     )
 
 
-def test_a_pre_norm_block_adds_its_branches_to_what_came_in(rng):
-    norm_1, norm_2 = (in_float64(LayerNorm(4, rng=rng), rng) for _ in range(2))
+@pytest.mark.parametrize("Norm", [LayerNorm, RMSNorm])
+def test_pre_norm_blocks_add_their_branches_to_what_came_in(rng, Norm):
+    norm_1, norm_2, last = (in_float64(Norm(4, rng=rng), rng) for _ in range(3))
     attention = in_float64(SelfAttention(4, 2, rng=rng), rng)
     forward = in_float64(FeedForward(4, 6, activation=ACTIVATIONS["relu"], rng=rng), rng)
     block = PreNormBlock(attention, forward, norm_1, norm_2, dropout=0.5)
-    x = Tensor(rng.standard_normal((1, 3, 4)))
-    middle = x + attention(norm_1(x), causal=True)
-    expected = middle + forward(norm_2(middle))
-    np.testing.assert_array_equal(block(x, causal=True).array, expected.array)
-    dropped = block(x, causal=True, rng=np.random.default_rng(0)).array
-    again = block(x, causal=True, rng=np.random.default_rng(0)).array
-    np.testing.assert_array_equal(dropped, again)
-    assert not np.array_equal(dropped, expected.array)
+
+    def stack(x, seed=None):
+        drop, branch = None if seed is None else np.random.default_rng(seed), None
+        for _ in range(2):
+            x, branch = block(x, branch, causal=True, rng=drop)
+        return last.add(x, branch)
+
+    x = Tensor(rng.standard_normal((1, 3, 4)), requires_grad=True)
+    expected = x
+    for _ in range(2):
+        expected = expected + attention(norm_1(expected), causal=True)
+        expected = expected + forward(norm_2(expected))
+    whole, normalised = stack(x)
+    np.testing.assert_allclose(whole.array, expected.array, rtol=1e-14)
+    np.testing.assert_allclose(normalised.array, last(expected).array, rtol=1e-13)
+    tinyplm.check_grad(lambda x: stack(x)[1], x, wrt=[*block.parameters(), *last.parameters()])
+    np.testing.assert_array_equal(stack(x, 0)[0].array, stack(x, 0)[0].array)
+    assert not np.array_equal(stack(x, 0)[0].array, expected.array)
 
 
 def test_a_cache_hands_back_all_that_was_stored(rng):

@@ -13,6 +13,7 @@ from tinyplm.autograd import OPS
 from tinyplm.autograd.cases import CASES, NumpyDraw
 from tinyplm.autograd.cases.attention import kept_factors
 from tinyplm.autograd.cases.case import is_float_array
+from tinyplm.kernels.dropout import random32
 
 torch = pytest.importorskip("torch")
 F = torch.nn.functional
@@ -81,7 +82,8 @@ def softmax(x, axis=-1):
 def dropout(x, rate, rng):
     if rng is None or rate == 0:
         return x * 1
-    keep = rng.random(tuple(x.shape), dtype=np.float32) >= rate
+    bits = random32(int(rng.integers(1 << 63)), np.arange(x.numel())).reshape(x.shape)
+    keep = bits / 2**32 >= rate
     return x * torch.tensor(keep) / (1 - rate)
 
 
@@ -189,6 +191,14 @@ TORCH = {
     "power": operator.pow,
     "relu": F.relu,
     "reshape": lambda x, shape: x.reshape(shape),
+    "residual_layer_norm": lambda x, branch, gain, bias, eps: (
+        x + branch,
+        F.layer_norm(x + branch, x.shape[-1:], gain, bias, eps),
+    ),
+    "residual_rms_norm": lambda x, branch, gain, eps: (
+        x + branch,
+        F.rms_norm(x + branch, x.shape[-1:], gain, eps),
+    ),
     "rms_norm": lambda x, gain, eps: F.rms_norm(x, x.shape[-1:], gain, eps),
     "rsqrt": torch.rsqrt,
     "scatter_add": scatter_add,
@@ -211,7 +221,9 @@ TORCH = {
 
 EPS = {
     "cosine": 1e-8,  # PyTorch's gradient of a vector shorter than eps is not the derivative
-    "layer_norm": 1e-2,  # in rows of equal values PyTorch's gradient is off by 1e-7 / sqrt(eps)
+    # In rows of equal values PyTorch's gradient is off by 1e-7 / sqrt(eps).
+    "layer_norm": 1e-2,
+    "residual_layer_norm": 1e-2,
 }
 
 

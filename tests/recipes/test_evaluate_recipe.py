@@ -7,6 +7,7 @@ import pytest
 
 from tinyplm.errors import ConfigError, MissingFileError
 from tinyplm.models.gpt2 import Gpt2, Gpt2Config
+from tinyplm.nn import quantize
 from tinyplm.recipes.evaluate import evaluate
 from tinyplm.recipes.trained import Trained
 from tinyplm.text import Tokenizer
@@ -95,3 +96,17 @@ def test_without_a_text_a_run_is_needed(tmp_path):
 def test_a_model_that_is_not_causal_is_refused(file):
     with pytest.raises(ConfigError, match="left to right"):
         evaluate(Trained(object(), Tokenizer.train("bytes", []), None), file)
+
+
+@pytest.mark.parametrize("kind", ["int8", "bfloat16"])
+def test_quantised_weights_are_scored_beside_those_they_were_made_of(file, kind):
+    trained = trained_with(Tokenizer.train("bytes", []))
+    told = []
+    found = evaluate(trained, file, quantized=kind, on_progress=told.append)
+    assert found.float32 == evaluate(trained, file).score
+    assert (
+        found.score == evaluate(trained._replace(model=quantize(trained.model, kind)), file).score
+    )
+    assert found.score.perplexity == pytest.approx(found.float32.perplexity, rel=0.01)
+    assert told == sorted(told)
+    assert told[-1] == 2 * found.score.tokens

@@ -57,6 +57,15 @@ def test_the_lowest_rate_is_not_above_the_peak():
         Run(lr=1e-3, min_lr=1e-2)
 
 
+def test_a_run_has_a_precision_of_those_there_are(tmp_path):
+    run = Run(precision="bfloat16")
+    (tmp_path / "run.json").write_text(run.as_json(), encoding="utf-8")
+    assert read_saved(tmp_path).precision == "bfloat16"
+    assert Run().precision == "float32"
+    with pytest.raises(ConfigError, match=r"No precision 'bfloat61'\. Did you mean 'bfloat16'"):
+        Run(precision="bfloat61")
+
+
 def test_unknown_names_suggest_the_nearest():
     with pytest.raises(ConfigError, match=r"here: no setting 'layrs'\. Did you mean 'layers'\?"):
         from_settings({"layrs": 4}, "here")

@@ -109,11 +109,21 @@ def doctor(args: argparse.Namespace, console: Console) -> int:
         ("memory", size(memory) if memory else "unknown"),
         ("BLAS", f"{blas['name']} {blas['version']}, {threads}"),
         ("vectors", " ".join(found["cpu_features"]) or "unknown"),
+        ("AMX", "yes" if found["amx"] else "no"),
+        ("mkl", _mkl(found["mkl"])),
+        *found["precision"].items(),
         ("matmul", f"{found['matmul_gflops']:,.0f} GFLOP/s (1024 x 1024, float32)"),
         ("copy", f"{found['copy_gigabytes_per_second']:,.1f} GB/s (read and written)"),
     ]
     console.result(table(("", ""), rows).strip("\n"))
     return 0
+
+
+def _mkl(found: dict[str, Any]) -> str:
+    if found["version"] is None:
+        return f"not used: {found['reason']}"
+    speed = f"{found['gflops_of_one_thread']:,.0f} GFLOP/s (1024 x 1024, bfloat16, one thread)"
+    return f"{found['version']}, {speed}"
 
 
 def _no_cupy(cuda: dict[str, Any]) -> str:

@@ -25,6 +25,7 @@ GROUPS = {
     "training": (
         *("objective", "steps", "batch", "accumulate", "lr", "min_lr", "warmup", "schedule"),
         *("weight_decay", "beta_1", "beta_2", "clip", "seed", "device"),
+        "precision",
     ),
     "looking and keeping": (
         *("evaluate_every", "evaluation_windows", "checkpoint_every", "sample_tokens", "output"),

@@ -1,9 +1,12 @@
 """`tinyplm generate` and `tinyplm evaluate`: what a trained model is good for."""
 
 import argparse
+import math
 import sys
 from typing import Any
 
+from ..kernels.precision import PRECISIONS, fixed_weights, precision
+from ..nn.quantized import KINDS
 from .console import Console
 from .parser import UsageError, count, natural, not_negative, number
 
@@ -65,6 +68,8 @@ def add(verbs: Any) -> None:
         default=0,
         help="another gives another text (default: 0)",
     )
+    _add_precision(parser)
+    _add_quantize(parser)
     parser.add_argument("--greedy", action="store_true", help="always take the most probable token")
     parser.add_argument("--json", action="store_true", help="print the result as one JSON object")
     parser.set_defaults(run=generate, parser=parser)
@@ -93,20 +98,44 @@ def add(verbs: Any) -> None:
         "--encoding", metavar="NAME", default="utf-8", help="of the text (default: utf-8)"
     )
     parser.add_argument("--text-column", metavar="NAME", help="of .csv, .tsv and .jsonl files")
+    _add_precision(parser)
+    _add_quantize(parser)
     parser.add_argument("--json", action="store_true", help="print the result as one JSON object")
     parser.set_defaults(run=evaluate, parser=parser)
+
+
+def _add_precision(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--precision",
+        metavar="NAME",
+        choices=PRECISIONS,
+        default="float32",
+        help=f"of products of matrices: {', '.join(PRECISIONS)} (default: float32)",
+    )
+
+
+def _add_quantize(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--quantize",
+        metavar="NAME",
+        choices=KINDS,
+        help=f"keep weights in fewer bits, for quicker writing: {' or '.join(KINDS)}",
+    )
 
 
 def generate(args: argparse.Namespace, console: Console) -> int:
     """Print a prompt and what the model makes of it, as it comes."""
     import numpy as np
 
+    from ..nn import quantize
     from ..recipes.generate_text import generate_text
 
     greedy = args.greedy or args.temperature == 0 or args.num_beams > 1
     if not 0 < args.top_p <= 1:
         raise UsageError(f"--top-p is {args.top_p}, expected above 0 and at most 1.")
     trained = _open(args.dir, console)
+    if args.quantize:
+        trained = trained._replace(model=quantize(trained.model, args.quantize))
     stream = not console.json and args.num_beams == 1
 
     def write(text: str) -> None:
@@ -123,19 +152,20 @@ def generate(args: argparse.Namespace, console: Console) -> int:
 
     slides: list[tuple[int, int]] = []
     try:
-        made = generate_text(
-            trained,
-            args.prompt,
-            max_new_tokens=args.max_new_tokens,
-            rng=None if greedy else np.random.default_rng(args.seed),
-            num_beams=args.num_beams,
-            on_text=write_first if stream else None,
-            on_slide=lambda *numbers: slides.append(numbers),
-            temperature=args.temperature or 1.0,
-            top_k=args.top_k,
-            top_p=args.top_p,
-            repetition_penalty=args.repetition_penalty,
-        )
+        with precision(args.precision), fixed_weights():
+            made = generate_text(
+                trained,
+                args.prompt,
+                max_new_tokens=args.max_new_tokens,
+                rng=None if greedy else np.random.default_rng(args.seed),
+                num_beams=args.num_beams,
+                on_text=write_first if stream else None,
+                on_slide=lambda *numbers: slides.append(numbers),
+                temperature=args.temperature or 1.0,
+                top_k=args.top_k,
+                top_p=args.top_p,
+                repetition_penalty=args.repetition_penalty,
+            )
     finally:
         if started:
             write("\n")
@@ -169,7 +199,7 @@ def evaluate(args: argparse.Namespace, console: Console) -> int:
 
     def start(text: str, tokens: int) -> None:
         nonlocal total
-        total = tokens
+        total = 2 * tokens if args.quantize else tokens
         console.say(f"text       {text}\ntokens     {tokens:,}")
 
     def progress(done: int) -> None:
@@ -177,19 +207,25 @@ def evaluate(args: argparse.Namespace, console: Console) -> int:
             end = "\r" if done < total else "\r    \r"
             print(f"{100 * done // total:3} %", end=end, file=sys.stderr, flush=True)
 
-    found = recipe(
-        trained,
-        args.data,
-        held_out_of=args.dir,
-        stride=args.stride,
-        encoding=args.encoding,
-        text_column=args.text_column,
-        on_start=start,
-        on_progress=progress,
-    )
-    score = found.score
+    with precision(args.precision), fixed_weights():
+        found = recipe(
+            trained,
+            args.data,
+            held_out_of=args.dir,
+            stride=args.stride,
+            encoding=args.encoding,
+            text_column=args.text_column,
+            quantized=args.quantize,
+            on_start=start,
+            on_progress=progress,
+        )
+    score, before = found.score, found.float32
+    change = ""
+    if before is not None:
+        percent = 100 * (math.expm1(score.nats - before.nats))
+        change = f" (float32 {before.perplexity:,.4g}, {percent:+.2f} %)"
     console.result(
-        f"{score.nats:.4f} nats per token, perplexity {score.perplexity:,.4g}, "
+        f"{score.nats:.4f} nats per token, perplexity {score.perplexity:,.4g}{change}, "
         f"{score.bits_per_byte:.4f} bits per byte\n"
         f"{score.tokens:,} tokens, {score.bytes:,} bytes; windows of {found.window:,} tokens, {found.stride:,} apart"
     )
@@ -203,6 +239,8 @@ def evaluate(args: argparse.Namespace, console: Console) -> int:
             "window": found.window,
             "stride": found.stride,
             "text": found.text,
+            "quantized": args.quantize,
+            "float32_perplexity": None if before is None else before.perplexity,
         }
     )
     return 0

@@ -34,6 +34,7 @@ from ..nn import (
     SelfAttention,
     init,
 )
+from ..nn.decoding import decode
 from ..types import Array, Generator
 
 
@@ -199,7 +200,7 @@ class Gpt2(Module):
                 "A cache keeps keys and values without their history, so gradients would be wrong. Use it within "
                 "tinyplm.no_grad(), or train without a cache."
             )
-        xp = namespace(self.token_embedding.weight.array)
+        xp = namespace(self.norm.gain.array)
         ids_BT = xp.asarray(_checked_ids(input_ids, c.vocab_size, "input_ids", "vocab_size"))
         B, T = ids_BT.shape
         if past + T > c.positions:
@@ -220,11 +221,21 @@ class Gpt2(Module):
         )
         x = self.token_embedding(ids_BT) + self.position_embedding(xp.asarray(position_ids))
         x = ops.dropout(x, rate=c.embedding_dropout, rng=rng)
-        for layer, block in enumerate(self.blocks):
+        branch = None  # what the last block leaves to be added to x
+        blocks = self.blocks
+        if (
+            cache is not None
+            and inspection is None
+            and rng is None
+            and (decoded := decode(blocks, x, cache, padding_BS)) is not None
+        ):
+            x, blocks = decoded, []
+        for layer, block in enumerate(blocks):
             if inspection is not None:
-                inspection.hidden_states.append(x)
-            x = block(
+                inspection.hidden_states.append(x if branch is None else x + branch)
+            x, branch = block(
                 x,
+                branch,
                 causal=True,
                 key_padding=None if padding_BS is None else xp.asarray(padding_BS),
                 cache=cache,
@@ -234,14 +245,14 @@ class Gpt2(Module):
             )
         if cache is not None:
             cache.length += T
-        x = self.norm(x)
+        _, y = self.norm.add(x, branch)
         if inspection is not None:
-            inspection.hidden_states.append(x)
-        return x
+            inspection.hidden_states.append(y)
+        return y
 
     def new_cache(self, batch: int, capacity: int) -> Cache:
         """An empty cache for this many rows and positions."""
-        c, weight = self.config, self.token_embedding.weight.array
+        c, weight = self.config, self.norm.gain.array
         shape = (batch, c.heads, capacity, c.hidden_size // c.heads)
         return Cache(c.layers, shape, weight.dtype, weight)
 

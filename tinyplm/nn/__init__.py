@@ -11,4 +11,5 @@ from .linear import Linear as Linear
 from .module import Module as Module
 from .norm import LayerNorm as LayerNorm
 from .norm import RMSNorm as RMSNorm
+from .quantize import quantize as quantize
 from .transformer import PreNormBlock as PreNormBlock

@@ -3,6 +3,7 @@
 Axes: B batch, T queries, S keys, D width, H heads, K width of a head.
 """
 
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,6 +12,7 @@ import numpy as np
 from ..autograd import Tensor, ops
 from ..backend import namespace
 from ..errors import ShapeError
+from ..kernels.few_rows import attend_few
 from ..types import Array, Generator
 from .linear import Linear
 from .module import Module
@@ -34,6 +36,7 @@ class Cache:
 
     Attributes:
         length: positions filled.
+        plans: the weights that keys and values were made with, as `decoding.decode` wants them; None until it runs.
     """
 
     def __init__(
@@ -44,23 +47,47 @@ class Cache:
         self.keys = [xp.zeros(shape, dtype) for _ in range(layers)]
         self.values = [xp.zeros(shape, dtype) for _ in range(layers)]
         self.length = 0
+        self.plans: list[Any] | None = None
 
     @property
     def capacity(self) -> int:
         """Positions there is room for."""
         return self.keys[0].shape[2] if self.keys else 0
 
-    def extend(self, layer: int, k: Array, v: Array) -> tuple[Array, Array]:
-        """Store keys and values (B, H, T, K) behind those of earlier positions; all of them so far, to be read."""
-        end = self.length + k.shape[2]
-        if end > self.capacity:
+    def make_room(self, count: int) -> None:
+        """Refuse more positions than there is room for.
+
+        Raises:
+            ShapeError: so many more do not fit.
+        """
+        if self.length + count > self.capacity:
             raise ShapeError(
-                f"the cache has room for {self.capacity} positions, {self.length} are filled and {k.shape[2]} more "
+                f"the cache has room for {self.capacity} positions, {self.length} are filled and {count} more "
                 "came; make it with a larger capacity."
             )
+
+    def extend(self, layer: int, k: Array, v: Array) -> tuple[Array, Array]:
+        """Store keys and values (B, H, T, K) behind those of earlier positions; all of them so far, to be read."""
+        self.make_room(k.shape[2])
+        end = self.length + k.shape[2]
         self.keys[layer][:, :, self.length : end] = k
         self.values[layer][:, :, self.length : end] = v
         return self.keys[layer][:, :, :end], self.values[layer][:, :, :end]
+
+    def attend(
+        self, layer: int, qkv_NE: Array, key_padding: Array | None, scale: float | None
+    ) -> Array:
+        """Store the keys and values of a few new positions, and mix for each what it sees; the past is not copied.
+
+        Shapes:
+            qkv: (B T, 3 H K), queries, keys and values side by side; key_padding: (B, length + T); result: (B T, H K).
+        """
+        width = self.keys[layer].shape[3]
+        scale = 1 / math.sqrt(width) if scale is None else scale
+        y_ND = namespace(qkv_NE).empty((len(qkv_NE), qkv_NE.shape[1] // 3), qkv_NE.dtype)
+        keys, values = self.keys[layer], self.values[layer]
+        attend_few(qkv_NE, keys, values, self.length, key_padding, scale, y_ND)
+        return y_ND
 
     def reorder(self, rows: Array) -> None:
         """Let batch row i be what row rows[i] was; there may be more rows than before, or fewer."""
@@ -68,7 +95,8 @@ class Cache:
         for store in (self.keys, self.values):
             for layer, old in enumerate(store):
                 if len(rows) == len(old):
-                    old[:, :, filled] = old[rows, :, filled]
+                    moved = rows != np.arange(len(old))  # the others stay where they are
+                    old[moved, :, filled] = old[rows[moved], :, filled]
                 else:
                     store[layer] = old[rows]
 
@@ -116,7 +144,19 @@ class SelfAttention(Module):
             rng: source of dropout; without it nothing is dropped.
         """
         B, T, D = x.shape
-        qkv = ops.reshape(self.project_in(x), shape=(B, T, 3, self.heads, D // self.heads))
+        qkv = self.project_in(x)
+        if cache is None and inspection is None:
+            y: Any = ops.packed_attention(
+                qkv,
+                heads=self.heads,
+                causal=causal,
+                key_padding=key_padding,
+                scale=self.scale,
+                rate=self.dropout,
+                rng=rng,
+            )
+            return self.project_out(y)
+        qkv = ops.reshape(qkv, shape=(B, T, 3, self.heads, D // self.heads))
         parts: Any = ops.split(qkv, parts=3, axis=2)
         q, k, v = (
             ops.transpose(ops.reshape(part, shape=(B, T, self.heads, -1)), axes=(0, 2, 1, 3))
@@ -124,7 +164,7 @@ class SelfAttention(Module):
         )
         if cache is not None:
             k, v = map(Tensor.wrap, cache.extend(layer, k.array, v.array))
-        y: Any = ops.attention(
+        y = ops.attention(
             q,
             k,
             v,

@@ -36,4 +36,4 @@ class FeedForward(Module):
 
     def __call__(self, x: Tensor) -> Tensor:
         """From (..., width) to the same."""
-        return self.contract(self.activation(self.expand(x)))
+        return self.contract(self.expand(x, activation=self.activation))

@@ -6,6 +6,7 @@ from typing import Any
 from ..autograd import Tensor
 from ..errors import ShapeError
 from ..types import Array
+from .quantized import Quantized
 
 
 class Module:
@@ -68,3 +69,5 @@ def _walk(thing: Any, path: str) -> Iterator[tuple[str, Tensor]]:
     elif isinstance(thing, list):
         for number, value in enumerate(thing):
             yield from _walk(value, f"{path}.{number}")
+    elif isinstance(thing, Quantized):
+        raise thing.refusal()

@@ -77,7 +77,7 @@ class CausalLM:
         hidden = model(batch["input_ids"], attention_mask=batch.get("attention_mask"), rng=rng)
         total = ops.linear_cross_entropy(
             hidden,
-            model.head.weight,
+            model.head.matrix(),
             model.head.bias,
             batch["labels"],
             smoothing=self.smoothing,

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from ..errors import ConfigError, MissingFileError
+from ..nn import quantize
 from ..text import TokenFile, open_corpus, tokenize_corpus
 from ..train.evaluate import Score, score_text
 from ..types import Array
@@ -24,12 +25,14 @@ class Evaluation:
         text: what was read, in a line.
         window: tokens read at once.
         stride: from one window to the next.
+        float32: what the text cost before weights were quantised; None where they were not.
     """
 
     score: Score
     text: str
     window: int
     stride: int
+    float32: Score | None = None
 
 
 def evaluate(
@@ -40,6 +43,7 @@ def evaluate(
     stride: int | None = None,
     encoding: str = "utf-8",
     text_column: str | None = None,
+    quantized: str | None = None,
     on_start: Callable[[str, int], None] | None = None,
     on_progress: Callable[[int], None] | None = None,
 ) -> Evaluation:
@@ -56,8 +60,9 @@ def evaluate(
         stride: tokens from one window to the next; half a window when None.
         encoding: of the text.
         text_column: of .csv, .tsv and .jsonl files.
+        quantized: "int8" or "bfloat16" for weights in fewer bits; what they cost as they were is measured too.
         on_start: called with a line about the text, and the number of tokens to predict.
-        on_progress: called now and then with how many tokens have been predicted.
+        on_progress: called now and then with how many tokens have been predicted; with `quantized` each counts twice.
 
     Raises:
         ConfigError: the model is not causal, or a stride that cannot be.
@@ -86,10 +91,22 @@ def evaluate(
                 text_bytes -= int(tokenizer.token_bytes[ids[0]])
     if on_start is not None:
         on_start(text, len(ids) - 1)
+    before = None
+    if quantized is not None:
+        before = score_text(
+            model, ids, text_bytes=text_bytes, window=window, stride=stride, on_progress=on_progress
+        )
+        model = quantize(model, quantized)
+    done = 0 if before is None else before.tokens
     score = score_text(
-        model, ids, text_bytes=text_bytes, window=window, stride=stride, on_progress=on_progress
+        model,
+        ids,
+        text_bytes=text_bytes,
+        window=window,
+        stride=stride,
+        on_progress=on_progress and (lambda count: on_progress(done + count)),
     )
-    return Evaluation(score, text, window, stride)
+    return Evaluation(score, text, window, stride, before)
 
 
 def _held_out(folder: str | Path | None) -> tuple[Array, int, str]:

@@ -33,6 +33,7 @@ from ..errors import (
 )
 from ..generate import generate
 from ..hub import save_pretrained
+from ..kernels.precision import fixed_weights, precision
 from ..objectives import OBJECTIVES
 from ..optim import AdamW
 from ..text import TokenFile, Tokenizer, Windows, open_corpus, tokenize_corpus
@@ -229,17 +230,20 @@ def pretrain(
     last = saved.step if saved else 0
     score = None
     with MetricsLog(output / "metrics.jsonl", resumed=last) as log, _Interrupts() as interrupts:
-        records = train(
-            model,
-            objective,
-            windows,
-            optimizer,
-            run.rate,
-            rng=rng,
-            start=last,
-            steps=run.steps,
-            accumulate=run.accumulate,
-            clip=run.clip or None,
+        records = _in_precision(
+            run.precision,
+            train(
+                model,
+                objective,
+                windows,
+                optimizer,
+                run.rate,
+                rng=rng,
+                start=last,
+                steps=run.steps,
+                accumulate=run.accumulate,
+                clip=run.clip or None,
+            ),
         )
         try:
             for step in records:
@@ -282,6 +286,16 @@ def pretrain(
         sample=_sample(model, tokenizer, run),
         seconds=time.perf_counter() - began,
     )
+
+
+def _in_precision(name: str, steps: Iterator[Step]) -> Iterator[Step]:
+    """The steps, each computed in a precision; what is done between them is not."""
+    while True:
+        with precision(name):
+            step = next(steps, None)
+        if step is None:
+            return
+        yield step
 
 
 def saved_run(output: str | None, model: str | None = None) -> Run:
@@ -381,7 +395,8 @@ def _validate(model: Any, objective: Any, held_out: TokenFile, run: Run, *, whol
     batches = Windows(held_out, length=length, batch=run.batch, seed=run.seed).in_order()
     if not whole:
         batches = itertools.islice(batches, max(1, -(-run.evaluation_windows // run.batch)))
-    nats = validation_loss(model, objective, batches, rng=np.random.default_rng(run.seed))
+    with precision(run.precision), fixed_weights():
+        nats = validation_loss(model, objective, batches, rng=np.random.default_rng(run.seed))
     return Score(nats=nats, tokens=len(held_out), bytes=held_out.text_bytes)
 
 
@@ -393,15 +408,16 @@ def _sample(model: Any, tokenizer: Tokenizer, run: Run) -> str:
     room = min(run.sample_tokens, run.positions - 1)
     if not room:
         return ""
-    ids = generate(
-        model,
-        np.array([[start]]),
-        max_new_tokens=room,
-        do_sample=True,
-        temperature=0.8,
-        top_k=50,
-        rng=np.random.default_rng(run.seed),
-    )[0, 1:]
+    with precision(run.precision), fixed_weights():
+        ids = generate(
+            model,
+            np.array([[start]]),
+            max_new_tokens=room,
+            do_sample=True,
+            temperature=0.8,
+            top_k=50,
+            rng=np.random.default_rng(run.seed),
+        )[0, 1:]
     ends = np.flatnonzero(ids == tokenizer.end_of_text)
     documents = np.split(ids, ends)
     return "\n".join(tokenizer.decode(document, skip_special=True) for document in documents)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, get_type_hints
 
 from ..errors import CheckpointError, ConfigError, MissingFileError
+from ..kernels.precision import PRECISIONS
 from ..objectives import OBJECTIVES
 from ..optim import SCHEDULES
 from .models import MODELS
@@ -51,6 +52,7 @@ class Run:
         checkpoint_every: updates between checkpoints; as often as evaluated when None.
         sample_tokens: length of the sample printed at the end.
         device: "cpu" or "cuda".
+        precision: of products of float32 matrices, "float32", "bfloat16" or "bfloat16x3"; weights stay float32.
         output: folder of the run; a new one under runs/ when None.
     """
 
@@ -84,6 +86,7 @@ class Run:
     checkpoint_every: int | None = None
     sample_tokens: int = 80
     device: str = "cpu"
+    precision: str = "float32"
     output: str | None = None
 
     def __post_init__(self) -> None:
@@ -117,6 +120,7 @@ class Run:
         _known("model", self.model, MODELS)
         _known("schedule", self.schedule, SCHEDULES)
         _known("device", self.device, ("cpu", "cuda"))
+        _known("precision", self.precision, PRECISIONS)
         if self.objective is not None:
             _known("objective", self.objective, OBJECTIVES)
             fitting = MODELS[self.model].objectives

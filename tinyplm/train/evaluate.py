@@ -97,7 +97,7 @@ def score_text(
         for ids, labels in _batched(_windows(tokens, window, stride), batch):
             hidden = model(ids)
             loss = ops.linear_cross_entropy(
-                hidden, model.head.weight, model.head.bias, labels, reduction="sum"
+                hidden, model.head.matrix(), model.head.bias, labels, reduction="sum"
             )
             total += loss.item()
             count += int((labels != IGNORED).sum())

@@ -21,7 +21,7 @@ from .compiled import address, array_at, exponential, gemm, largest, parallel
 from .dropout import kept, scale, threshold
 from .registry import Kernel
 from .softmax import score_softmax, score_softmax_pullback
-from .threads import LEAST, available, openblas, parts
+from .threads import LEAST, available, has_products, parts
 
 TILE = 1 << 20
 """Scores in one tile of the definition, and most that are kept: 4 MB of float32."""
@@ -417,7 +417,7 @@ def _fits(*arrays: Array) -> bool:
     kind = arrays[0].dtype.char
     return (
         kind in "fd"
-        and openblas() is not None
+        and has_products()
         and all(a.dtype.char == kind and a.size and _has_rows(a) for a in arrays)
     )
 

@@ -21,7 +21,7 @@ from ..types import Array
 from .compiled import exponential, multiply, parallel
 from .gelu import CUBIC, ROOT_2_OVER_PI, gelu_tanh_forward
 from .registry import Kernel
-from .threads import available, openblas
+from .threads import available, has_products
 
 FEW = 8
 """Rows up to which reading weights takes longer than computing with them."""
@@ -318,7 +318,7 @@ def applies(
         and x_ND.flags.c_contiguous
         and (packed or weight_DF.dtype.char == kind)
         and (weight_DF.flags.f_contiguous or (weight_DF.flags.c_contiguous and not packed))
-        and (len(x_ND) <= FEW or (packed and openblas() is not None))
+        and (len(x_ND) <= FEW or (packed and has_products()))
         and all(
             a is None or (a.dtype.char == kind and a.flags.c_contiguous)
             for a in (gain_D, shift_D, scale_F, bias_F, residual_NF)

@@ -13,7 +13,7 @@ from .gelu import HELPERS as GELU
 from .gelu import gelu, gelu_forward, gelu_tanh, gelu_tanh_forward
 from .precision import Prepared, multiply
 from .registry import Kernel
-from .threads import HALF_GEMM, LEAST, available, openblas, team
+from .threads import LEAST, available, has_products
 
 LEAST_PRODUCT = 1 << 19
 """Multiplications worth a thread's while: about 7 microseconds of one core."""
@@ -68,7 +68,7 @@ def _is_float(a: Array, b: Array, *rest: Any) -> bool:
         and (third is None or third.dtype.char == kind)
         and a.size > 0
         and b.size > 0
-        and openblas() is not None
+        and has_products()
     )
 
 
@@ -190,11 +190,10 @@ def _shared_halves() -> Any:
 
 def _product_of_halves(a_NK: Array, b_KM: Array, y_NM: Array, keep: float) -> None:
     """Y = a b + keep y for bfloat16 as uint16, shared between threads, each in MKL."""
-    shared, found = _shared_halves(), mkl.load()
-    if shared is None or found is None or not y_NM.flags.c_contiguous:
+    shared = _shared_halves()
+    if shared is None or not y_NM.flags.c_contiguous:
         mkl.gemm(a_NK, b_KM, y_NM, beta=keep)
     else:
-        team(wake=False)[HALF_GEMM] = found.address
         shared(a_NK, b_KM, None, y_NM, keep)
 
 

@@ -1,4 +1,4 @@
-"""Products of bfloat16 matrices by Intel's MKL, where the extra 'mkl' is installed: one thread, float32 results.
+"""Products by Intel's MKL, where the extra 'mkl' is installed: one thread; float32, float64, or bfloat16 to float32.
 
 The usual way into MKL is libmkl_rt. On Linux it loads the rest for the whole process to see, and a PyTorch that is
 imported afterwards then calls this MKL in place of its own, with one thread. So the three layers that are needed (the C
@@ -32,6 +32,7 @@ CPUINFO = Path("/proc/cpuinfo")
 
 _ROW_MAJOR, _PLAIN, _TURNED = 101, 111, 112  # names of the C interface
 _SEQUENTIAL = 1  # of mkl_set_threading_layer
+_SAME_BITS = 2  # of mkl_cbwr_set: the same for the same numbers, wherever in memory they lie
 
 _INSTRUCTIONS = ("amx_bf16", "avx512_bf16")
 _LAYERS = (
@@ -47,15 +48,16 @@ class Mkl(NamedTuple):
     Attributes:
         version: of the distribution.
         function: cblas_gemm_bf16bf16f32 with 64-bit integers; it lets go of Python's lock while it computes.
+        address: of that function, for compiled code; its arguments are those of cblas_sgemm.
+        sgemm: address of cblas_sgemm with 64-bit integers.
+        dgemm: address of cblas_dgemm with 64-bit integers.
     """
 
     version: str
     function: Any
-
-    @property
-    def address(self) -> int:
-        """Of the function, for compiled code; its arguments are those of cblas_sgemm with 64-bit integers."""
-        return int(ctypes.cast(self.function, ctypes.c_void_p).value or 0)
+    address: int
+    sgemm: int
+    dgemm: int
 
 
 def load() -> Mkl | None:
@@ -182,6 +184,11 @@ def _load() -> Mkl | str:
     try:
         library = _open_layers(files) if sys.platform == "linux" else _open_whole(files)
         function = library.cblas_gemm_bf16bf16f32_64
+        addresses = [
+            ctypes.cast(found, ctypes.c_void_p).value or 0
+            for found in (function, library.cblas_sgemm_64, library.cblas_dgemm_64)
+        ]
+        library.MKL_CBWR_Set(_SAME_BITS)
     except (OSError, AttributeError, StopIteration) as error:
         return f"mkl {distribution.version} cannot be used here ({error or 'files are missing'})"
     integer, number, pointer = ctypes.c_int64, ctypes.c_float, ctypes.c_void_p
@@ -190,7 +197,7 @@ def _load() -> Mkl | str:
         *(pointer, integer, pointer, integer, number, pointer, integer),
     ]
     function.restype = None
-    return Mkl(distribution.version, function)
+    return Mkl(distribution.version, function, *addresses)
 
 
 def _is_in_process() -> bool:

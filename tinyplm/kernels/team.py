@@ -218,14 +218,17 @@ def claim(team):
 
 @compiled
 def serve(team, patience):
-    """Do parts of any job until there has been none for so many looks."""
+    """Do parts of any job until there has been none for so many looks.
+
+    While a job is under way its end is near, and the next job may follow: such looks hardly count.
+    """
     idle = 0
-    while idle < patience:
+    while idle < patience * 64:
         if claim(team):
             idle = 0
         else:
             rest()
-            idle += 1
+            idle += 1 if load(team, BUSY) else 64
 
 
 @register_jitable(**OPTIONS)

@@ -102,7 +102,7 @@ def test_sleeping_threads_wake_for_new_work(available, count):
 
 def test_work_is_done_without_threads_that_never_run(available, count, monkeypatch):
     available(2)
-    monkeypatch.setattr(threads.Team, "wake", lambda self: None)
+    monkeypatch.setattr(threads.Team, "call", lambda self: None)
     counted(count, 100)
 
 

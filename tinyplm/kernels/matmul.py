@@ -8,7 +8,7 @@ import numpy as np
 from ..backend import namespace
 from ..types import Array
 from . import mkl
-from .compiled import gemm, parallel
+from .compiled import address, gemm, parallel
 from .gelu import HELPERS as GELU
 from .gelu import gelu, gelu_forward, gelu_tanh, gelu_tanh_forward
 from .precision import Prepared, multiply
@@ -17,8 +17,6 @@ from .threads import LEAST, available, has_products
 
 LEAST_PRODUCT = 1 << 19
 """Multiplications worth a thread's while: about 7 microseconds of one core."""
-BLOCK = 1 << 18
-"""Results that are made before the bias is added to them: 1 MB of float32, which stays in a core's cache."""
 
 _NO_BIAS = {"f": np.empty(0, np.float32), "d": np.empty(0, np.float64)}
 
@@ -99,32 +97,25 @@ def _rectangle(
     first, last, left, right = start, stop, 0, M
     if not by_rows:
         first, last, left, right = 0, N, start, stop
-    step = last - first
-    if bias.size or bent.size:
-        step = max(64, BLOCK // max(1, right - left))
-    for top in range(first, last, step):
-        bottom = min(top + step, last)
-        gemm(
-            team, a, turn_a, turn_b, bottom - top, right - left, K, 1,
-            a.ctypes.data + size * top * step_a, lda,
-            b.ctypes.data + size * left * step_b, ldb,
-            keep, y.ctypes.data + y.itemsize * (top * M + left), M,
-        )  # fmt: skip
-        if bias.size:
-            own = bias[left:right]  # from 0: LLVM knows then that no index is negative
-            for r in range(top, bottom):
-                row = y[r, left:right]
-                for c in range(own.size):
-                    row[c] += own[c]
+    gemm(
+        team, a, turn_a, turn_b, last - first, right - left, K, 1,
+        address(a) + size * first * step_a, lda, address(b) + size * left * step_b, ldb,
+        keep, address(y) + y.itemsize * (first * M + left), M,
+    )  # fmt: skip
+    # Not block by block: BLAS would bring b into its own order for each of them.
+    own = bias[left:right] if bias.size else bias  # from 0: LLVM knows then that no index is negative
+    for r in range(first, last):
+        row = y[r, left:right]
+        for c in range(own.size):
+            row[c] += own[c]
         if bent.size:
-            for r in range(top, bottom):
-                row, result = y[r, left:right], bent[r, left:right]
-                if exact:
-                    for c in range(row.size):
-                        result[c] = gelu(row[c])
-                else:
-                    for c in range(row.size):
-                        result[c] = gelu_tanh(row[c])
+            result = bent[r, left:right]
+            if exact:
+                for c in range(row.size):
+                    result[c] = gelu(row[c])
+            else:
+                for c in range(row.size):
+                    result[c] = gelu_tanh(row[c])
 
 
 def _sum_part(team: Any, part: int, start: int, stop: int, g: Any, out: Any) -> None:
@@ -221,7 +212,7 @@ def _product() -> Any:
 
 @linear_forward.variant("numba", library="numpy", when=_is_float)
 def _linear() -> Any:
-    """Shared between threads, the bias added while the result is in cache."""
+    """Shared between threads, each of which adds the bias to what it made."""
     shared = _runner()
     if shared is None:
         return None
@@ -236,7 +227,7 @@ def _linear() -> Any:
 
 @linear_gelu_forward.variant("numba", library="numpy", when=_is_float)
 def _linear_gelu() -> Any:
-    """As linear_forward, and GELU while the result is in cache."""
+    """As linear_forward, and GELU in the same pass as the bias."""
     shared = _runner(_gelu_part)
     if shared is None:
         return None

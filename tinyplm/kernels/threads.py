@@ -79,20 +79,33 @@ class Team:
         else:
             for word, function in (openblas() or {}).items():
                 self.words[word] = ctypes.cast(function, ctypes.c_void_p).value or 0
-        self._here = _core_asker()
-        self._asleep = [_Worker(self, number) for number in range(available() - 1)]
         self._lock = threading.Lock()
+        self._workers = [_Worker(self) for _ in range(available() - 1)]
+        self._asleep = list(self._workers)
         self.words[ASLEEP] = len(self._asleep)
+        self._cores = _cores()
+        self._here = _core_asker()
+        self._taken: set[int] = {self._here()}
 
-    def wake(self) -> None:
-        """Let all sleeping threads look for work, on cores other than the caller's."""
-        with self._lock:
-            asleep, self._asleep = self._asleep, []
-            self.words[ASLEEP] = 0
-        others = [core for core in _cores() if core != self._here()]
-        for worker in asleep:
-            worker.core = others[worker.number] if worker.number < len(others) else None
-            worker.bell.release()
+    def call(self) -> None:
+        """See to it that all threads look for work, on cores other than the caller's."""
+        here = self._here()
+        if here in self._taken and len(self._cores) > 1:
+            self._spread(here)
+        if self.words[ASLEEP]:
+            with self._lock:
+                asleep, self._asleep = self._asleep, []
+                self.words[ASLEEP] = 0
+            for worker in asleep:
+                worker.bell.release()
+
+    def _spread(self, here: int) -> None:
+        """Give each thread a core of its own, away from the one where the caller is."""
+        others = [core for core in self._cores if core != here]
+        self._taken = set(others[: len(self._workers)])
+        for worker, core in zip(self._workers, others, strict=False):
+            with contextlib.suppress(OSError):  # the process may have lost this core meanwhile
+                os.sched_setaffinity(worker.thread.native_id or 0, {core})
 
     def may_sleep(self, worker: "_Worker") -> bool:
         """Whether a thread may sleep, which it will: not when a job came while it was about to."""
@@ -108,23 +121,18 @@ class Team:
 class _Worker:
     """A thread that sleeps until it is woken, and then serves until there is nothing to do."""
 
-    def __init__(self, team: Team, number: int) -> None:
-        self.team, self.number = team, number
-        self.core: int | None = None
+    def __init__(self, team: Team) -> None:
+        self.team = team
         self.bell = threading.Lock()
         self.bell.acquire()
-        threading.Thread(target=self._run, name="tinyplm-kernel", daemon=True).start()
+        self.thread = threading.Thread(target=self._run, name="tinyplm-kernel", daemon=True)
+        self.thread.start()
 
     def _run(self) -> None:
         from .team import serve
 
-        at = None
         while True:
             self.bell.acquire()
-            if self.core is not None and self.core != at:
-                with contextlib.suppress(OSError):  # the process may have lost this core meanwhile
-                    os.sched_setaffinity(0, {self.core})
-                    at = self.core
             serve(self.team.words, PATIENCE)
             while not self.team.may_sleep(self):
                 serve(self.team.words, PATIENCE)
@@ -139,8 +147,8 @@ def team(*, wake: bool = True) -> Array:
     if _team is None:
         _make()
     words = _team.words  # type: ignore[union-attr]
-    if wake and words[ASLEEP]:
-        _team.wake()  # type: ignore[union-attr]
+    if wake:
+        _team.call()  # type: ignore[union-attr]
     return words
 
 

@@ -17,7 +17,7 @@ import numpy as np
 
 from ..backend import namespace
 from ..types import Array
-from .compiled import address, array_at, exponential, gemm, largest, parallel
+from .compiled import address, array_at, exponential_below, gemm, largest, parallel
 from .dropout import kept, scale, threshold
 from .registry import Kernel
 from .softmax import score_softmax, score_softmax_pullback
@@ -25,8 +25,8 @@ from .threads import LEAST, available, has_products, parts
 
 TILE = 1 << 20
 """Scores in one tile of the definition, and most that are kept: 4 MB of float32."""
-ROWS = 128
-"""Queries of a head that the compiled variants take at once, or half of them where there are few."""
+ROWS = 64
+"""Queries of a head that the compiled variants take at once; 128 and 256 were slower."""
 
 Slices = tuple[slice, slice, slice]
 
@@ -218,7 +218,7 @@ def _softmax_row(row: Any) -> Any:
             total += row[j]
     else:
         for j in range(row.size):
-            e = exponential(row[j] - top)
+            e = exponential_below(row[j] - top)
             row[j] = e
             total += e
     return total, top
@@ -251,7 +251,7 @@ def _forward_part(
     _, H, T, K = q.shape
     S, J, size, kind = k.shape[2], v.shape[3], q.itemsize, y.dtype.type
     own = scratch[part]
-    turned, space = own[: K * S], own[K * S :]
+    turned, shares, space = own[: K * S], own[K * S : K * S + rows], own[K * S + rows :]
     low = kind(-np.inf)
     for unit in range(start, stop):
         b, h = unit // H, unit % H
@@ -283,10 +283,12 @@ def _forward_part(
                 total, top = _softmax_row(row)
                 empty = total == 0
                 share = kind(1) if empty else kind(1) / total
-                if not p.size:
+                if p.size:
+                    for s in range(width):
+                        row[s] *= share
+                else:  # it is less work to scale the result
+                    shares[t - first] = share
                     log_sum[unit * T + t] = -low if empty else top + kind(math.log(total))
-                for s in range(width):
-                    row[s] *= share
                 if bar:
                     place = (unit * T + t) * S
                     used = array_at(address(space) + size * (t - first) * width, width, space)
@@ -300,6 +302,12 @@ def _forward_part(
                     address(space) if bar else scores, width, v_at, v.strides[2] // size,
                     0, y_at + first * y.strides[2], y.strides[2] // size,
                 )  # fmt: skip
+                if not p.size:
+                    for t in range(first, last):
+                        row = array_at(y_at + t * y.strides[2], J, space)
+                        share = shares[t - first]
+                        for i in range(J):
+                            row[i] *= share
             else:
                 for t in range(first, last):
                     row = array_at(y_at + t * y.strides[2], J, space)
@@ -379,7 +387,7 @@ def _pullback_part(
                         _adjust_row(row, bias, mask, b, h, t, seen)
                     all_of_it = log_sum[unit * T + t]
                     for s in range(width):
-                        row[s] = exponential(row[s] - all_of_it)
+                        row[s] = exponential_below(row[s] - all_of_it)
                 g_y = array_at(g_at + t * g.strides[2], J, space)
                 y_row = array_at(y_at + t * y.strides[2], J, space)
                 along = kind(0)  # the sum over the row of p times its gradient
@@ -442,7 +450,7 @@ def _setting(rules: Rules, q: Array, k: Array, bias: Array | None) -> tuple[Any,
         threshold(rules.rate) if rules.rate else 0,
         kind(scale(rules.rate)) if rules.rate else kind(1),
         rules.seed,
-        min(q.shape[2], ROWS if k.shape[2] > 4 * ROWS else ROWS // 2),
+        min(q.shape[2], ROWS),
     )
 
 
@@ -479,7 +487,7 @@ def _numba_forward() -> Any:
         p = np.empty((B, H, T, S) if keep else (0, 0, 0, 0), q.dtype)
         log_sum = np.empty(B * H * T, q.dtype)
         setting, sharing = _setting(rules, q, k, bias), _sharing(q, k)
-        room = K * S + setting[-1] * (S + 15)
+        room = K * S + setting[-1] * (S + 16)
         scratch = np.empty((parts(B * H, **sharing), room), q.dtype)
         run(B * H, q, k, v, *setting, scratch, y, p.reshape(-1, S), log_sum, **sharing)
         return Kept(y, p if keep else None, log_sum)

@@ -17,14 +17,19 @@ from numba.extending import intrinsic, overload, register_jitable
 
 from .compiled import (
     OPTIONS,
+    _exp32,
+    _exp64,
     address,
     array_at,
     cut,
     exp32,
+    exp32_below,
     exp32_within,
     exp64,
+    exp64_below,
     exp64_within,
     exponential,
+    exponential_below,
     exponential_within,
     gemm,
     largest,
@@ -330,6 +335,11 @@ def _exponential(x: Any) -> Any:
     return exp32 if x == types.float32 else exp64
 
 
+@overload(exponential_below, jit_options=EXACT, strict=False)
+def _exponential_below(x: Any) -> Any:
+    return exp32_below if x == types.float32 else exp64_below
+
+
 @overload(exponential_within, jit_options=EXACT, strict=False)
 def _exponential_within(x: Any) -> Any:
     return exp32_within if x == types.float32 else exp64_within
@@ -340,7 +350,8 @@ def _largest(values: Any) -> Any:
     return largest32 if values.dtype == types.float32 else largest64
 
 
-for _helper in (cut, exp32, exp64, exp32_within, exp64_within, largest32, largest64):
+_HELPERS = (_exp32, exp32, exp32_below, exp32_within, _exp64, exp64, exp64_below, exp64_within)
+for _helper in (cut, largest32, largest64, *_HELPERS):
     register_jitable(forceinline=True, **EXACT)(_helper)
 
 

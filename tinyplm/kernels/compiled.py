@@ -46,7 +46,7 @@ def parallel(
         compiler = _compiler()
     except ImportError:
         return None
-    from .team import share
+    from .team import do_job, packed
 
     register(body, *helpers)
     names = body.__code__.co_varnames[4 : body.__code__.co_argcount]
@@ -54,9 +54,15 @@ def parallel(
     line = body.__code__.co_firstlineno
     source = "\n" * max(0, line - 2) + (
         f"def make(stamp):\n def {body.__name__}(team, total, parts, {', '.join(names)}):\n"
-        f"  stamp\n  share(team, body, total, parts, ({', '.join(names)},))\n return {body.__name__}"
+        f"  stamp\n  call, place = packed(body, team, ({', '.join(names)},))\n"
+        f"  do_job(team, call, place, total, parts)\n return {body.__name__}"
     )
-    scope: dict[str, Any] = {"share": share, "body": body, "__name__": body.__module__}
+    scope: dict[str, Any] = {
+        "packed": packed,
+        "do_job": do_job,
+        "body": body,
+        "__name__": body.__module__,
+    }
     exec(compile(source, body.__code__.co_filename, "exec"), scope)
     loop = compiler(scope["make"](_stamp(body, *helpers)))
 

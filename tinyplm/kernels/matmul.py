@@ -74,7 +74,7 @@ def _product_part(
     team: Any, part: int, start: int, stop: int,
     a: Any, turn_a: Any, b: Any, turn_b: Any, bias: Any, y: Any, keep: Any, by_rows: Any,
 ) -> None:  # fmt: skip
-    _rectangle(team, start, stop, a, turn_a, b, turn_b, bias, y, keep, by_rows, y[:0], False)
+    _rectangle(team, start, stop, a, turn_a, b, turn_b, bias, y, keep, by_rows, None, False)
 
 
 def _gelu_part(
@@ -88,7 +88,7 @@ def _rectangle(
     team: Any, start: int, stop: int,
     a: Any, turn_a: Any, b: Any, turn_b: Any, bias: Any, y: Any, keep: Any, by_rows: Any, bent: Any, exact: Any,
 ) -> None:  # fmt: skip
-    """Some rows or columns of y = a b + bias + keep y, and of their GELU if it is wanted."""
+    """Some rows or columns of y = a b + bias + keep y, and of their GELU if there is an array for it."""
     N, M = y.shape
     K = a.shape[0] if turn_a else a.shape[1]
     lda, ldb, size = a.shape[1], b.shape[1], a.itemsize
@@ -103,12 +103,14 @@ def _rectangle(
         keep, address(y) + y.itemsize * (first * M + left), M,
     )  # fmt: skip
     # Not block by block: BLAS would bring b into its own order for each of them.
-    own = bias[left:right] if bias.size else bias  # from 0: LLVM knows then that no index is negative
+    own = (
+        bias[left:right] if bias.size else bias
+    )  # from 0: LLVM knows then that no index is negative
     for r in range(first, last):
         row = y[r, left:right]
         for c in range(own.size):
             row[c] += own[c]
-        if bent.size:
+        if bent is not None:
             result = bent[r, left:right]
             if exact:
                 for c in range(row.size):

@@ -236,13 +236,12 @@ def serve(team, patience):
             idle += 1 if load(team, BUSY) else 64
 
 
-@register_jitable(**OPTIONS)
-def share(team, body, total, parts, arguments):
-    """Do body(team, part, start, stop, *arguments) for all parts of the items 0 to total, with whoever is awake.
+@compiled
+def do_job(team, call, place, total, parts):
+    """Do all parts of the items 0 to total, with whoever is awake; call and place are what `packed` returned.
 
     When the team is at work for another thread, the caller does the same parts alone.
     """
-    call, place = packed(body, team, arguments)
     if not swap(team, BUSY, 0, 1):
         for part in range(parts):
             do_part(call, place, part, total * part // parts, total * (part + 1) // parts)

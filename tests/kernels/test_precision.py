@@ -266,7 +266,7 @@ def test_the_processor_is_asked_for_tiles(tmp_path, monkeypatch, text, amx, wort
     if text is not None:
         file.write_text(text, encoding="utf-8")
     monkeypatch.setattr(mkl, "CPUINFO", file)
-    monkeypatch.setattr(mkl, "load", lambda: mkl.Mkl("1", None))
+    monkeypatch.setattr(mkl, "load", lambda: mkl.Mkl("1", None, 0, 0, 0))
     monkeypatch.setattr(mkl, "_flags", mkl._flags.__wrapped__)
     assert mkl.has_amx() == amx
     assert mkl.is_worthwhile() == worthwhile
@@ -445,7 +445,7 @@ def test_fixed_weights_are_rounded_once():
 def measured(monkeypatch):
     """Shapes that were measured; MKL wins where N is even."""
     if mkl.load() is None:
-        monkeypatch.setattr(mkl, "load", lambda: mkl.Mkl("1", None))
+        monkeypatch.setattr(mkl, "load", lambda: mkl.Mkl("1", None, 0, 0, 0))
     monkeypatch.setattr(mkl, "is_worthwhile", lambda: True)
     shapes = []
 

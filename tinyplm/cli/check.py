@@ -109,6 +109,7 @@ def doctor(args: argparse.Namespace, console: Console) -> int:
         ("memory", size(memory) if memory else "unknown"),
         ("BLAS", f"{blas['name']} {blas['version']}, {threads}"),
         ("vectors", " ".join(found["cpu_features"]) or "unknown"),
+        ("kernels", _kernels(found["kernels"])),
         ("AMX", "yes" if found["amx"] else "no"),
         ("mkl", _mkl(found["mkl"])),
         *found["precision"].items(),
@@ -117,6 +118,13 @@ def doctor(args: argparse.Namespace, console: Console) -> int:
     ]
     console.result(table(("", ""), rows).strip("\n"))
     return 0
+
+
+def _kernels(found: dict[str, Any]) -> str:
+    if not found["compiled"]:
+        return 'plain NumPy, and its threads; pip install "tinyplm[fast]" for compiled ones'
+    threads = f"{found['threads']} thread{'s' if found['threads'] != 1 else ''} of our own"
+    return f"compiled, {threads}; products by {found['products'] or 'NumPy, and its threads'}"
 
 
 def _mkl(found: dict[str, Any]) -> str:

@@ -42,7 +42,7 @@ from ..errors import ConfigError
 from ..types import Array
 from . import mkl
 from .compiled import parallel
-from .threads import LEAST, available
+from .threads import LEAST, available, products_by
 
 PRECISIONS = ("float32", "bfloat16", "bfloat16x3")
 """The settings by name."""
@@ -92,7 +92,7 @@ def in_use(name: str) -> str:
     """How products in a precision are computed on this machine, in words."""
     check(name)
     if name == "float32":
-        return "by the library of NumPy"
+        return f"by {products_by() or 'the library of NumPy'}"
     if mkl.is_worthwhile():
         how = "MKL" if name == "bfloat16" else "three products of MKL"
         return f"by {how}, where that is faster: measured for each shape, once"

@@ -182,9 +182,14 @@ if hasattr(os, "register_at_fork"):
 
 
 @functools.cache
+def products_by() -> str:
+    """Whose products compiled code calls: "MKL", "OpenBLAS", or "" where there are none that it could."""
+    return "MKL" if mkl.load() is not None else "OpenBLAS" if openblas() is not None else ""
+
+
 def has_products() -> bool:
     """Whether there are products that compiled code can call."""
-    return mkl.load() is not None or openblas() is not None
+    return products_by() != ""
 
 
 @functools.cache

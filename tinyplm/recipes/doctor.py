@@ -17,6 +17,7 @@ import numpy as np
 from .. import __version__
 from ..kernels import mkl
 from ..kernels.precision import PRECISIONS, in_use
+from ..kernels.threads import available, products_by
 
 LIBRARIES = ("numpy", "tokenizers", "safetensors", "ml_dtypes")
 EXTRAS = {"numba": "fast", "matplotlib": "plot", "cupy": "cuda12 or cuda13", "mpi4py": "mpi"}
@@ -33,6 +34,11 @@ def doctor() -> dict[str, Any]:
         "cores": cores(),
         "memory_bytes": memory(),
         "blas": blas(),
+        "kernels": {
+            "compiled": find_spec("numba") is not None,
+            "threads": available(),
+            "products": products_by(),
+        },
         "cpu_features": cpu_features(),
         "cuda": cuda(),
         "amx": mkl.has_amx(),

@@ -18,8 +18,9 @@ import numpy as np
 
 from ..backend import namespace
 from ..types import Array
-from .compiled import exponential, multiply, parallel
-from .gelu import CUBIC, ROOT_2_OVER_PI, gelu_tanh_forward
+from .compiled import address, array_at, exponential, multiply, parallel
+from .gelu import HELPERS as GELU
+from .gelu import gelu_tanh, gelu_tanh_forward
 from .registry import Kernel
 from .threads import available, has_products
 
@@ -188,23 +189,22 @@ def _normalised(x: Array, gain: Array, shift: Array, eps: Any) -> Array:
 def _finish(
     y: Array, start: int, stop: int, scale: Array, bias: Array, gelu: bool, residual: Array,
 ) -> None:  # fmt: skip
-    kind = y.dtype.type
-    one, c, root = kind(1), kind(CUBIC), kind(-2 * ROOT_2_OVER_PI)
     for n in range(y.shape[0]):
-        out = y[n]
+        out = y[n, start:stop]  # from 0: LLVM knows then that no index is negative
         if scale.size:
-            for j in range(start, stop):
-                out[j] *= scale[j]
+            own = scale[start:stop]
+            for j in range(out.size):
+                out[j] *= own[j]
         if bias.size:
-            for j in range(start, stop):
-                out[j] += bias[j]
+            own = bias[start:stop]
+            for j in range(out.size):
+                out[j] += own[j]
         if gelu:
-            for j in range(start, stop):
-                v = out[j]
-                out[j] = v / (one + exponential(root * v * (one + c * v * v)))
+            for j in range(out.size):
+                out[j] = gelu_tanh(out[j])
         if residual.size:
-            row = residual[n]
-            for j in range(start, stop):
+            row = residual[n, start:stop]
+            for j in range(out.size):
                 out[j] += row[j]
 
 
@@ -215,19 +215,22 @@ def _by_rows(
 ) -> None:  # fmt: skip
     # Eight rows of weights at a time are added to the results, which stay in cache. The processor follows eight streams
     # by itself; asking for them ahead was slower.
+    # Rows are taken by address: a slice would count its users, and the threads would wait for each other to count.
     N, D = x.shape
     h = _normalised(x, gain, shift, eps)
-    width = stop - start
+    width, step, out_step = stop - start, weight.strides[0], y.strides[0]
+    at, out_at = address(weight) + start * x.itemsize, address(y) + start * x.itemsize
     for n in range(N):
         y[n, start:stop] = 0
     i = 0
     while i + 8 <= D:
-        a, b = weight[i, start:stop], weight[i + 1, start:stop]
-        c, d = weight[i + 2, start:stop], weight[i + 3, start:stop]
-        e, f = weight[i + 4, start:stop], weight[i + 5, start:stop]
-        g, o = weight[i + 6, start:stop], weight[i + 7, start:stop]
+        first = at + i * step
+        a, b = array_at(first, width, y), array_at(first + step, width, y)
+        c, d = array_at(first + 2 * step, width, y), array_at(first + 3 * step, width, y)
+        e, f = array_at(first + 4 * step, width, y), array_at(first + 5 * step, width, y)
+        g, o = array_at(first + 6 * step, width, y), array_at(first + 7 * step, width, y)
         for n in range(N):
-            v, out = h[n], y[n, start:stop]
+            v, out = h[n], array_at(out_at + n * out_step, width, y)
             p, q, r, s = v[i], v[i + 1], v[i + 2], v[i + 3]
             t, u, w, z = v[i + 4], v[i + 5], v[i + 6], v[i + 7]
             for j in range(width):
@@ -237,9 +240,9 @@ def _by_rows(
                 )  # fmt: skip
         i += 8
     while i < D:
-        a = weight[i, start:stop]
+        a = array_at(at + i * step, width, y)
         for n in range(N):
-            p, out = h[n, i], y[n, start:stop]
+            p, out = h[n, i], array_at(out_at + n * out_step, width, y)
             for j in range(width):
                 out[j] += p * a[j]
         i += 1
@@ -259,7 +262,7 @@ def _by_columns(
     first, out = h[0], y[0]
     wide = np.empty(D, x.dtype)
     for j in range(start, stop):
-        row = weight[j]
+        row = array_at(address(weight) + j * weight.strides[0], D, weight)  # see _by_rows
         for i in range(ahead, ahead + D, line):
             fetch(row, i)
         if N == 1:
@@ -344,7 +347,7 @@ def _few_rows() -> Any:
     """Each thread reads its own part of the weights, once."""
     if not _known_to_compiler():
         return None
-    helpers = (_normalised, _finish)
+    helpers = (_normalised, _finish, *GELU)
     by_rows = parallel(_by_rows, *helpers)
     by_columns, by_blocks = parallel(_by_columns, *helpers), parallel(_by_blocks, *helpers)
     if by_rows is None or by_columns is None or by_blocks is None:

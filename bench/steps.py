@@ -185,7 +185,8 @@ def agree(
 ) -> None:
     """Refuse steps that differ by more than these shares.
 
-    From the second update on, losses show that the updates before were the same too.
+    From the second update on, losses show that the updates before were the same too. Gradient norms are compared before
+    the first only: Adam divides by a gradient's own size, so where one is nearly 0 its rounding decides what follows.
     """
     right = [workers[0].run() for _ in range(updates)]
     for worker in workers[1:]:
@@ -193,4 +194,5 @@ def agree(
             their_loss, their_norm = worker.run()
             where = f"of {worker.library} {worker.variant}, update {number + 1}"
             require_close(f"loss {where}", loss, their_loss, loss_by)
-            require_close(f"gradient norm {where}", norm, their_norm, norm_by)
+            if number == 0:
+                require_close(f"gradient norm {where}", norm, their_norm, norm_by)

@@ -119,6 +119,16 @@ def attention(
     return (used @ v, p) if return_probabilities else used @ v
 
 
+def packed_attention(qkv, heads, **rules):
+    B, T, width = qkv.shape
+    q, k, v = qkv.reshape(B, T, 3, heads, -1).permute(2, 0, 3, 1, 4)
+    return attention(q, k, v, None, **rules).transpose(1, 2).reshape(B, T, width // 3)
+
+
+def linear_gelu(x, weight, bias, approximate="none"):
+    return F.gelu(F.linear(x, weight.T, bias), approximate=approximate)
+
+
 def cross_entropy(logits, labels, ignored, smoothing, weights, reduction):
     V = logits.shape[-1]
     settings = {"ignore_index": ignored, "label_smoothing": smoothing}
@@ -151,6 +161,7 @@ TORCH = {
     "abs": torch.abs,
     "add": operator.add,
     "attention": attention,
+    "packed_attention": packed_attention,
     "binary_cross_entropy": lambda x, t, reduction: F.binary_cross_entropy_with_logits(
         x, t, reduction=reduction
     ),
@@ -171,6 +182,7 @@ TORCH = {
     "index": index,
     "kl_divergence": kl_divergence,
     "layer_norm": lambda x, gain, bias, eps: F.layer_norm(x, x.shape[-1:], gain, bias, eps),
+    "linear_gelu": linear_gelu,
     "linear": lambda x, weight, bias: F.linear(x, weight.T, bias),
     "linear_cross_entropy": linear_cross_entropy,
     "log": torch.log,

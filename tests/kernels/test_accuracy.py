@@ -109,6 +109,25 @@ def test_a_variant_gives_the_same_bits_again_and_changes_no_input(
             assert a.tobytes() == b.tobytes()
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("shape", [(3, 5), (5, 20), (4, 40)], ids=str)
+@pytest.mark.parametrize(("name", "variant"), VARIANTS, ids=IDS)
+def test_a_variant_gives_the_same_bits_wherever_its_arrays_lie(name, variant, shape, dtype):
+    """A loop that adds up and stores would be vectorised only where the two lie far enough apart."""
+    case = KERNEL_CASES[name]
+    arguments = case.arguments(*shape, dtype)
+    if variant.function is None or not (case.through or variant.when(*arguments)):
+        pytest.skip("does not apply here")
+    rng = np.random.default_rng(0)
+    held, found = [()] * 16, set()
+    for _ in range(200):
+        again = [a.copy() if isinstance(a, np.ndarray) else a for a in arguments]
+        results = case.call(variant.function, *again)
+        held[rng.integers(16)] = (again, results)  # their places are not free for the next ones
+        found.add(tuple(a.tobytes() for a in results))
+    assert len(found) == 1
+
+
 def test_erf_is_within_two_units_in_the_last_place():
     x = np.concatenate(
         [np.linspace(-7, 7, 20_001), np.geomspace(1e-300, 1, 500), [0.84375, 1.25, 1 / 0.35, 6.0]]

@@ -3,7 +3,6 @@
 import argparse
 import contextlib
 import dataclasses
-import os
 import re
 import tempfile
 from collections.abc import Iterator
@@ -99,22 +98,10 @@ def pretrain(args: argparse.Namespace, console: Console) -> int:
         config = read_toml(Path(args.config))
         from_settings(config, args.config)
     run = _resumed(config | given) if args.resume else _new(config | given)
-    if (hint := _about_numba()) and not args.dry_run:
-        console.say(hint)
+    if find_spec("numba") is None and not args.dry_run:
+        console.say('Without Numba some steps are slower: pip install "tinyplm[fast]"')
     with _anomalies(args.anomaly):
         return _dry_run(run, console) if args.dry_run else _train(run, args.resume, console)
-
-
-def _about_numba() -> str:
-    """What to expect of compiled kernels, where that is not the usual."""
-    if find_spec("numba") is None:
-        return 'Without Numba some steps are slower: pip install "tinyplm[fast]"'
-    cache = Path(__file__).parents[1] / "kernels" / "__pycache__"
-    if "NUMBA_CACHE_DIR" not in os.environ and not any(cache.glob("*.nbi")):
-        return (
-            "The first step waits a few seconds while kernels are compiled for this machine, once."
-        )
-    return ""
 
 
 def _new(settings: dict[str, Any]) -> Run:

@@ -17,7 +17,7 @@ import numpy as np
 
 from ..backend import namespace
 from ..types import Array
-from .compiled import address, array_at, exponential_below, gemm, largest, parallel
+from .compiled import address, array_at, exponential_below, gemm, largest, parallel, plus
 from .dropout import kept, scale, threshold
 from .registry import Kernel
 from .softmax import score_softmax, score_softmax_pullback
@@ -215,12 +215,12 @@ def _softmax_row(row: Any) -> Any:
     if top == kind(-np.inf):  # nothing was seen that is larger: minus infinities only, or NaN
         for j in range(row.size):
             row[j] = row[j] if row[j] != row[j] else kind(0)
-            total += row[j]
+            total = plus(total, row[j])
     else:
         for j in range(row.size):
             e = exponential_below(row[j] - top)
             row[j] = e
-            total += e
+            total = plus(total, e)
     return total, top
 
 
@@ -392,7 +392,7 @@ def _pullback_part(
                 y_row = array_at(y_at + t * y.strides[2], J, space)
                 along = kind(0)  # the sum over the row of p times its gradient
                 for i in range(J):
-                    along += g_y[i] * y_row[i]
+                    along = plus(along, g_y[i] * y_row[i])
                 if bar:
                     place = (unit * T + t) * S
                     dropped = array_at(used + size * (t - first) * width, width, space)

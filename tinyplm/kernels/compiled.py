@@ -17,7 +17,7 @@ from ..types import Array
 from .threads import parts, team
 
 OPTIONS: dict[str, Any] = {
-    "fastmath": {"contract", "reassoc", "nsz", "arcp"},  # NaN and infinity keep their meaning
+    "fastmath": {"contract", "nsz"},  # NaN and infinity keep their meaning, and sums their order
     "error_model": "numpy",
 }
 
@@ -34,6 +34,10 @@ def parallel(
 
     The result is called as run(total, *arrays_and_numbers, least=..., most=...) and does the items 0 to total in parts
     of at least `least` items, at most `most` parts (by default a few for each thread). It returns when all are done.
+
+    A sum in any order, which vectors need, is asked for with `plus`, in a loop that writes to no other array. Compiled
+    code looks whether two arrays lie too close for vectors, and adds up one by one then: the last bit of a sum would
+    depend on where small arrays happen to lie.
 
     Args:
         body: body(team, part, start, stop, *arrays_and_numbers) does the items from start to stop, and writes to what
@@ -157,26 +161,23 @@ def _Announcement() -> Any:  # noqa: N802
 
 def _stamp(*functions: Callable[..., Any]) -> int:
     """Changes when a function changes, or what all of them call."""
-    stamp = 0
-    common = (Path(__file__).with_name(f"{name}.py") for name in ("compiled", "team", "dropout"))
-    for path in (*common, *(Path(function.__code__.co_filename) for function in functions)):
-        stamp = zlib.crc32(path.read_bytes(), stamp)
-    return stamp
+    common = (
+        str(Path(__file__).with_name(f"{name}.py")) for name in ("compiled", "team", "dropout")
+    )
+    files = (*common, *(function.__code__.co_filename for function in functions))
+    return zlib.crc32(repr([_checksum(file) for file in files]).encode())
 
 
-def multiply(team: Array, a: Any, b: Any, y: Any, keep: Any) -> None:
-    """In compiled code only: y = a b + keep y by one thread of BLAS, for matrices of one float type.
-
-    Each of a and b has unit stride along one axis; y along its last.
-    """
-    raise NotImplementedError
+@functools.cache
+def _checksum(file: str) -> int:
+    return zlib.crc32(Path(file).read_bytes())
 
 
 def gemm(
     team: Array, like: Array, turn_a: Any, turn_b: Any, m: Any, n: Any, k: Any, times: Any,
     a: Any, step_a: Any, b: Any, step_b: Any, keep: Any, y: Any, step_y: Any,
 ) -> None:  # fmt: skip
-    """In compiled code only: y = times a b + keep y, by addresses, sizes and steps from row to row.
+    """In compiled code only: y = times a b + keep y by one thread of BLAS, for addresses, sizes and steps between rows.
 
     A matrix that is turned lies in memory as its transpose; `like` has the type of both.
     """
@@ -191,6 +192,11 @@ def address(a: Array) -> Any:
 def array_at(address: Any, size: Any, like: Any) -> Any:
     """In compiled code only: the array of one axis and of the type of `like` whose values begin at an address."""
     raise NotImplementedError
+
+
+def plus(total: Any, value: Any) -> Any:
+    """The sum, in compiled code that of a loop in any order, so that it can be made of vectors."""
+    return total + value
 
 
 def largest(values: Any) -> Any:

@@ -9,7 +9,7 @@ import numpy as np
 
 from ..backend import namespace
 from ..types import Array
-from .compiled import cut, exponential, is_float, largest, parallel
+from .compiled import cut, exponential, is_float, largest, parallel, plus
 from .matmul import product, sum_rows
 from .registry import Kernel
 from .threads import LEAST
@@ -103,7 +103,7 @@ def _sum_row(row: Any, tops: Any) -> Any:
             top = base = here
         for j in range(values.size):
             e = exponential(values[j] - base)
-            total += e
+            total = plus(total, e)
             if tops is not None:
                 values[j] = e
         if tops is not None:
@@ -118,7 +118,7 @@ def _target(row: Any, label: int, smoothing: Any) -> Any:
     if smoothing != kind(0):
         total = kind(0)
         for j in range(row.size):
-            total += row[j]
+            total = plus(total, row[j])
         target = (kind(1) - smoothing) * target + smoothing * (total / kind(row.size))
     return target
 

@@ -18,7 +18,7 @@ import numpy as np
 
 from ..backend import namespace
 from ..types import Array
-from .compiled import address, array_at, exponential, multiply, parallel
+from .compiled import address, array_at, exponential, gemm, parallel, plus
 from .gelu import HELPERS as GELU
 from .gelu import gelu_tanh, gelu_tanh_forward
 from .registry import Kernel
@@ -175,11 +175,11 @@ def _normalised(x: Array, gain: Array, shift: Array, eps: Any) -> Array:
         row, out = x[n], y[n]
         total, square = kind(0), kind(0)
         for i in range(D):
-            total += row[i]
+            total = plus(total, row[i])
         mean = total / kind(D)
         for i in range(D):
             d = row[i] - mean
-            square += d * d
+            square = plus(square, d * d)
         one_over = kind(1) / kind(math.sqrt(square / kind(D) + kind(eps)))
         for i in range(D):
             out[i] = (row[i] - mean) * one_over * gain[i] + shift[i]
@@ -268,7 +268,7 @@ def _by_columns(
         if N == 1:
             total = kind(0)
             for i in range(D):
-                total += first[i] * widened(row[i])
+                total = plus(total, first[i] * widened(row[i]))
             out[j] = total
         else:
             for i in range(D):
@@ -277,7 +277,7 @@ def _by_columns(
                 v = h[n]
                 total = kind(0)
                 for i in range(D):
-                    total += v[i] * wide[i]
+                    total = plus(total, v[i] * wide[i])
                 y[n, j] = total
     _finish(y, start, stop, scale, bias, gelu, residual)
 
@@ -298,7 +298,10 @@ def _by_blocks(
             row, out = weight[j], wide[j - left]
             for i in range(D):
                 out[i] = widened(row[i])
-        multiply(team, h, wide[: right - left].T, y[:, left:right], x.dtype.type(0))
+        gemm(
+            team, x, False, True, x.shape[0], right - left, D, 1, address(h), D, address(wide), D,
+            0, address(y) + left * y.itemsize, y.shape[1],
+        )  # fmt: skip
     _finish(y, start, stop, scale, bias, gelu, residual)
 
 
@@ -409,7 +412,7 @@ def _attend_part(
                 row = key[s]
                 score = kind(0)
                 for i in range(K):
-                    score += q[i] * row[i]
+                    score = plus(score, q[i] * row[i])
                 score *= kind(scale)
                 if real is not None and not real[b, s]:
                     score = kind(-np.inf)
@@ -423,7 +426,7 @@ def _attend_part(
             for s in range(seen):
                 e = exponential(scores[s] - top)
                 scores[s] = e
-                total += e
+                total = plus(total, e)
             s = 0
             while s + 4 <= seen:
                 c, d, e, f = scores[s], scores[s + 1], scores[s + 2], scores[s + 3]

@@ -10,7 +10,7 @@ import numpy as np
 
 from ..backend import namespace
 from ..types import Array
-from .compiled import is_float, parallel
+from .compiled import is_float, parallel, plus
 from .registry import Kernel
 from .threads import LEAST, parts
 
@@ -108,24 +108,21 @@ def _forward_part(
         if branch is not None:
             given, added, row = x[r], branch[r], whole[r]
             for c in range(C):
-                v = given[c] + added[c]
-                row[c] = v
-                total += v
-        elif mean is not None:
-            for c in range(C):
-                total += row[c]
+                row[c] = given[c] + added[c]
         if mean is not None:
+            for c in range(C):  # on its own: see `parallel`
+                total = plus(total, row[c])
             middle = total / width
             mean[r, 0] = middle
             for c in range(C):
                 d = row[c] - middle
-                square += d * d
+                square = plus(square, d * d)
             s = kind(1 / np.sqrt(np.float64(square / width + eps)))
             for c in range(C):
                 out[c] = (row[c] - middle) * s * gain[c] + bias[c]
         else:
             for c in range(C):
-                square += row[c] * row[c]
+                square = plus(square, row[c] * row[c])
             s = kind(1 / np.sqrt(np.float64(square / width + eps)))
             for c in range(C):
                 out[c] = row[c] * s * gain[c]
@@ -151,24 +148,26 @@ def _pullback_part(
             for c in range(C):
                 n = (row[c] - middle) * s
                 h = given[c] * gain[c]
-                total += h
-                along += h * n
-                to_gain[c] += given[c] * n
+                total = plus(total, h)
+                along = plus(along, h * n)
+            for c in range(C):
+                to_gain[c] += given[c] * ((row[c] - middle) * s)
                 to_bias[c] += given[c]
         else:
             for c in range(C):
                 n = row[c] * s
-                along += given[c] * gain[c] * n
-                to_gain[c] += given[c] * n
+                along = plus(along, given[c] * gain[c] * n)
+            for c in range(C):
+                to_gain[c] += given[c] * (row[c] * s)
         total /= width
-        along /= width
+        along *= s / width
         if g_sum is not None:
             due = g_sum[r]
             for c in range(C):
-                out[c] = (given[c] * gain[c] - total - (row[c] - middle) * s * along) * s + due[c]
+                out[c] = (given[c] * gain[c] - total - (row[c] - middle) * along) * s + due[c]
         else:
             for c in range(C):
-                out[c] = (given[c] * gain[c] - total - (row[c] - middle) * s * along) * s
+                out[c] = (given[c] * gain[c] - total - (row[c] - middle) * along) * s
 
 
 @layer_norm_forward.variant(

@@ -13,7 +13,7 @@ import numpy as np
 
 from ..backend import namespace
 from ..types import Array
-from .compiled import array_at, jit, parallel
+from .compiled import array_at, jit, parallel, plus
 from .registry import Kernel
 from .threads import LEAST, parts
 
@@ -76,12 +76,12 @@ def _squares(x: Array) -> float:
     a, b, c, d = x[:n], x[n : 2 * n], x[2 * n : 3 * n], x[3 * n : 4 * n]
     s = t = u = v = 0.0
     for i in range(n):
-        s += np.float64(a[i]) * np.float64(a[i])
-        t += np.float64(b[i]) * np.float64(b[i])
-        u += np.float64(c[i]) * np.float64(c[i])
-        v += np.float64(d[i]) * np.float64(d[i])
+        s = plus(s, np.float64(a[i]) * np.float64(a[i]))
+        t = plus(t, np.float64(b[i]) * np.float64(b[i]))
+        u = plus(u, np.float64(c[i]) * np.float64(c[i]))
+        v = plus(v, np.float64(d[i]) * np.float64(d[i]))
     for i in range(4 * n, x.size):
-        s += np.float64(x[i]) * np.float64(x[i])
+        s = plus(s, np.float64(x[i]) * np.float64(x[i]))
     return s + t + u + v
 
 

@@ -149,6 +149,7 @@ def _turned(a: Array) -> tuple[Array, bool]:
     return np.ascontiguousarray(a), False
 
 
+@functools.cache
 def _runner(body: Any = _product_part) -> Any:
     """Rows or columns of the result are shared between threads, and BLAS uses one in each."""
     run = parallel(body, _rectangle, *GELU)
@@ -176,14 +177,9 @@ def _runner(body: Any = _product_part) -> Any:
     return shared
 
 
-@functools.cache
-def _shared_halves() -> Any:
-    return _runner()
-
-
 def _product_of_halves(a_NK: Array, b_KM: Array, y_NM: Array, keep: float) -> None:
     """Y = a b + keep y for bfloat16 as uint16, shared between threads, each in MKL."""
-    shared = _shared_halves()
+    shared = _runner()
     if shared is None or not y_NM.flags.c_contiguous:
         mkl.gemm(a_NK, b_KM, y_NM, beta=keep)
     else:

@@ -6,7 +6,7 @@ import numpy as np
 
 from ..backend import namespace
 from ..types import Array
-from .compiled import cut, exponential, is_float, largest, parallel
+from .compiled import cut, exponential, is_float, largest, parallel, plus
 from .registry import Kernel
 from .threads import LEAST
 
@@ -93,11 +93,11 @@ def _softmax_part(
             for j in range(width):
                 row[j] = blank
             continue
-        total = kind(0)
         for j in range(seen):
-            e = exponential(given[j] - top)
-            row[j] = e
-            total += e
+            row[j] = exponential(given[j] - top)
+        total = kind(0)
+        for j in range(seen):  # on its own: see `parallel`
+            total = plus(total, row[j])
         each = kind(1) / total
         for j in range(seen):
             row[j] *= each
@@ -113,7 +113,7 @@ def _pullback_part(
         given, shares = g[r], p[r]
         along = g.dtype.type(0)
         for j in range(width):
-            along += given[j] * shares[j]
+            along = plus(along, given[j] * shares[j])
         if out is None:
             for j in range(width):
                 given[j] = factor * shares[j] * (given[j] - along)

@@ -35,7 +35,7 @@ from .compiled import (
     largest,
     largest32,
     largest64,
-    multiply,
+    plus,
 )
 from .dropout import kept, mixed, random32
 from .threads import (
@@ -61,8 +61,8 @@ if _features.get("avx512f") and numba.config.CPU_FEATURES is None:
 _I32, _I64 = ir.IntType(32), ir.IntType(64)
 _JOB = (types.int64, types.int64, types.int64, types.int64)  # arguments, part, start, stop
 
-EXACT = OPTIONS | {"fastmath": {"contract", "nsz"}}
-"""For arithmetic in two parts, which must be done in the order that it is written in."""
+ANY_ORDER = OPTIONS | {"fastmath": {"contract", "reassoc", "nsz"}}
+"""For sums alone: elsewhere the order that is written is meant, such as in arithmetic in two parts."""
 
 compiled = njit(nogil=True, cache=True, **OPTIONS)
 
@@ -303,43 +303,17 @@ def _blas(
     return types.void(i, i, i, i, i, i, one, i, i, i, i, one, i, i), code
 
 
-@overload(multiply, jit_options=OPTIONS, strict=False)
-def _multiply(team: Any, a: Any, b: Any, y: Any, keep: Any) -> Any:
-    kind = np.float32 if a.dtype == types.float32 else np.float64
-    word = SGEMM if a.dtype == types.float32 else DGEMM
-
-    def product(team, a, b, y, keep):
-        (m, k), n, size = a.shape, b.shape[1], a.itemsize
-        if m == 0 or n == 0:
-            return
-        if k == 0:
-            if keep == 0:
-                y[:] = 0
-            return
-        plain_a = a.strides[1] == size or k == 1
-        plain_b = b.strides[1] == size or n == 1
-        step_a = max(a.strides[0] // size, k) if plain_a else max(a.strides[1] // size, m)
-        step_b = max(b.strides[0] // size, n) if plain_b else max(b.strides[1] // size, k)
-        _blas(
-            team[word], 111 if plain_a else 112, 111 if plain_b else 112, m, n, k, kind(1),
-            a.ctypes.data, step_a, b.ctypes.data, step_b,
-            kind(keep), y.ctypes.data, max(y.strides[0] // size, n),
-        )  # fmt: skip
-
-    return product
-
-
-@overload(exponential, jit_options=EXACT, strict=False)
+@overload(exponential, jit_options=OPTIONS, strict=False)
 def _exponential(x: Any) -> Any:
     return exp32 if x == types.float32 else exp64
 
 
-@overload(exponential_below, jit_options=EXACT, strict=False)
+@overload(exponential_below, jit_options=OPTIONS, strict=False)
 def _exponential_below(x: Any) -> Any:
     return exp32_below if x == types.float32 else exp64_below
 
 
-@overload(exponential_within, jit_options=EXACT, strict=False)
+@overload(exponential_within, jit_options=OPTIONS, strict=False)
 def _exponential_within(x: Any) -> Any:
     return exp32_within if x == types.float32 else exp64_within
 
@@ -351,7 +325,8 @@ def _largest(values: Any) -> Any:
 
 _HELPERS = (_exp32, exp32, exp32_below, exp32_within, _exp64, exp64, exp64_below, exp64_within)
 for _helper in (cut, largest32, largest64, *_HELPERS):
-    register_jitable(forceinline=True, **EXACT)(_helper)
+    register_jitable(forceinline=True, **OPTIONS)(_helper)
+register_jitable(forceinline=True, **ANY_ORDER)(plus)
 
 
 class _Word:

@@ -72,9 +72,8 @@ class Team:
         raw = np.zeros(8 * line, np.int64)
         start = -(raw.ctypes.data // 8) % line
         self.words = raw[start : start + 7 * line]
-        found = (
-            mkl.load()
-        )  # a twentieth faster than OpenBLAS, and by half for the small products of attention
+        # MKL is a twentieth faster than OpenBLAS, and by half for the small products of attention.
+        found = mkl.load()
         if found is not None:
             self.words[SGEMM], self.words[DGEMM] = found.sgemm, found.dgemm
             self.words[HALF_GEMM] = found.address

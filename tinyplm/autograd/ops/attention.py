@@ -67,18 +67,7 @@ def attention(
             f"attention: q {q.shape}, k {k.shape}, v {v.shape} do not fit; expected (..., T, K), "
             "(..., S, K), (..., S, J) with at most two leading axes."
         )
-    seed = 0
-    if rng is None:
-        rate = 0.0
-    elif rate:
-        seed = int(rng.integers(1 << 63))
-    rules = Rules(
-        causal=causal,
-        mask=_allowed(mask, key_padding, q, k),
-        scale=1 / math.sqrt(q.shape[-1]) if scale is None else scale,
-        rate=rate,
-        seed=seed,
-    )
+    rules = _rules(causal, _allowed(mask, key_padding, q, k), q, scale, rate, rng)
     q4, k4, v4 = _four(q), _four(k), _four(v)
     full = (*q4.shape[:3], k4.shape[2])
     bias4 = None if bias is None else _fits(_four(bias), full, "bias")
@@ -145,13 +134,7 @@ def packed_attention(
     B, T, width = qkv.shape
     shape, D = (B, T, 3, heads, width // (3 * heads)), width // 3
     q, k, v = qkv.reshape(shape).transpose(2, 0, 3, 1, 4)
-    rules = Rules(
-        causal=causal,
-        mask=_allowed(None, key_padding, q, k),
-        scale=1 / math.sqrt(shape[-1]) if scale is None else scale,
-        rate=0.0 if rng is None else rate,
-        seed=0 if rng is None or not rate else int(rng.integers(1 << 63)),
-    )
+    rules = _rules(causal, _allowed(None, key_padding, q, k), q, scale, rate, rng)
     found = attention_forward(q, k, v, None, rules, False)
 
     def pullback(g: Array) -> Array:
@@ -162,6 +145,24 @@ def packed_attention(
         return g_qkv.reshape(B, T, width)
 
     return found.y.swapaxes(1, 2).reshape(B, T, D), pullback
+
+
+def _rules(
+    causal: bool,
+    mask: Array | None,
+    q: Array,
+    scale: float | None,
+    rate: float,
+    rng: Generator | None,
+) -> Rules:
+    """The rules as the kernels want them; a seed is only drawn where something is dropped."""
+    return Rules(
+        causal=causal,
+        mask=mask,
+        scale=1 / math.sqrt(q.shape[-1]) if scale is None else scale,
+        rate=0.0 if rng is None else rate,
+        seed=0 if rng is None or not rate else int(rng.integers(1 << 63)),
+    )
 
 
 def _four(x: Array) -> Array:

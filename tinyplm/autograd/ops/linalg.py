@@ -55,12 +55,8 @@ def linear(x: Array, weight: Array, bias: Array | None = None) -> tuple[Array, P
         ShapeError: the shapes do not fit together.
     """
     x_ND, left, right = _operands("linear", x, weight, bias)
-    if left is x_ND and right is weight:
-        y = linear_forward(x_ND, weight, bias)
-    else:
-        y = product_in_precision(left, right)
-        if bias is not None:
-            y += bias
+    plain = left is x_ND and right is weight
+    y = linear_forward(x_ND, weight, bias) if plain else _rounded(left, right, bias)
     same_precision(y, x, weight)
     return y.reshape(*x.shape[:-1], y.shape[-1]), _pullback_of_linear(
         x, len(x_ND), left, right, weight, bias
@@ -96,9 +92,7 @@ def linear_gelu(
     if left is x_ND and right is weight:
         u, y = linear_gelu_forward(x_ND, weight, bias, exact)
     else:
-        u = product_in_precision(left, right)
-        if bias is not None:
-            u += bias
+        u = _rounded(left, right, bias)
         y = (gelu_forward if exact else gelu_tanh_forward)(u)
     same_precision(y, x, weight)
     through = _pullback_of_linear(x, len(x_ND), left, right, weight, bias)
@@ -120,6 +114,14 @@ def _operands(op: str, x: Array, weight: Array, bias: Array | None) -> tuple[Arr
         raise ShapeError(f"{op}: bias has shape {bias.shape}, expected {weight.shape[1:]}.")
     x_ND = x.reshape(-1, x.shape[-1])
     return x_ND, prepare(x_ND), prepare(weight, weight=True)
+
+
+def _rounded(left: Any, right: Any, bias: Array | None) -> Array:
+    """The product of operands that are not in the precision they came in, and the bias."""
+    y = product_in_precision(left, right)
+    if bias is not None:
+        y += bias
+    return y
 
 
 def _pullback_of_linear(

@@ -20,7 +20,7 @@ import numpy as np
 
 from ..autograd import Tensor, no_grad, ops, recording
 from ..backend import namespace, to_numpy
-from ..errors import ConfigError, DtypeError, GraphError, ShapeError
+from ..errors import ConfigError, GraphError, ShapeError
 from ..nn import (
     ACTIVATIONS,
     Cache,
@@ -34,6 +34,7 @@ from ..nn import (
     SelfAttention,
     init,
 )
+from ..nn.checks import checked_ids, checked_mask
 from ..nn.decoding import decode
 from ..types import Array, Generator
 
@@ -201,7 +202,7 @@ class Gpt2(Module):
                 "tinyplm.no_grad(), or train without a cache."
             )
         xp = namespace(self.norm.gain.array)
-        ids_BT = xp.asarray(_checked_ids(input_ids, c.vocab_size, "input_ids", "vocab_size"))
+        ids_BT = xp.asarray(checked_ids(input_ids, c.vocab_size, "input_ids", "vocab_size"))
         B, T = ids_BT.shape
         if past + T > c.positions:
             raise ShapeError(
@@ -211,14 +212,12 @@ class Gpt2(Module):
         if position_ids is None:
             position_ids = np.arange(past, past + T)
         else:
-            position_ids = _checked_ids(position_ids, c.positions, "position_ids", "positions")
+            position_ids = checked_ids(position_ids, c.positions, "position_ids", "positions")
             if position_ids.shape not in ((B, T), (1, T)):
                 raise ShapeError(
                     f"position_ids has shape {position_ids.shape}, expected that of input_ids, {(B, T)}."
                 )
-        padding_BS = (
-            None if attention_mask is None else _checked_mask(attention_mask, (B, past + T))
-        )
+        padding_BS = None if attention_mask is None else checked_mask(attention_mask, (B, past + T))
         x = self.token_embedding(ids_BT) + self.position_embedding(xp.asarray(position_ids))
         x = ops.dropout(x, rate=c.embedding_dropout, rng=rng)
         branch = None  # what the last block leaves to be added to x
@@ -275,51 +274,3 @@ class Gpt2(Module):
 def _score_scale(c: Gpt2Config, layer: int) -> float:
     scale = 1 / math.sqrt(c.hidden_size // c.heads) if c.scaled else 1.0
     return scale / (layer + 1) if c.scaled_by_depth else scale
-
-
-def _as_numpy(values: Any, name: str) -> Array:
-    if isinstance(values, Tensor):
-        values = values.array
-    try:
-        return np.asarray(to_numpy(values) if hasattr(values, "dtype") else values)
-    except ValueError:
-        raise ShapeError(
-            f"{name} has rows of different lengths, expected (batch, time); fill the shorter ones up with "
-            "tinyplm.text.batching.pad and pass its attention_mask."
-        ) from None
-
-
-def _checked_ids(ids: Any, most: int, name: str, limit: str) -> Array:
-    """The ids as an integer array (B, T) in [0, most)."""
-    ids = _as_numpy(ids, name)
-    if ids.size == 0:
-        raise ShapeError(f"{name} is empty (shape {ids.shape}); a model needs at least one token.")
-    if ids.dtype.kind not in "iu":
-        raise DtypeError(
-            f"{name} has dtype {ids.dtype}, expected integers. Were probabilities or embeddings passed instead of ids?"
-        )
-    if ids.ndim != 2:
-        raise ShapeError(
-            f"{name} has shape {ids.shape}, expected (batch, time); for one text pass ids[None]."
-        )
-    if ids.min() < 0 or ids.max() >= most:
-        at = np.argwhere((ids < 0) | (ids >= most))[0].tolist()
-        raise ShapeError(
-            f"{name} contains {ids[tuple(at)]} at {at}, but this model has {limit}={most}. Do the tokenizer and the "
-            "model belong together? If tokens were added, resize the embeddings."
-        )
-    return ids
-
-
-def _checked_mask(mask: Any, shape: tuple[int, int]) -> Array:
-    """The mask as booleans of this shape."""
-    mask = _as_numpy(mask, "attention_mask")
-    if mask.shape != shape:
-        raise ShapeError(
-            f"attention_mask has shape {mask.shape}, expected {shape}: one value per token, cached ones included."
-        )
-    if not np.isin(mask, (0, 1)).all():
-        raise ShapeError(
-            f"attention_mask contains {mask[~np.isin(mask, (0, 1))][0]}; expected 1 for real tokens and 0 for padding."
-        )
-    return mask.astype(bool)

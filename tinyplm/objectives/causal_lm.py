@@ -9,20 +9,20 @@ one another in the stream, separated by the end-of-text token, which is predicte
     loss = - 1/N sum over the N labels of log P(label | the tokens before it)        (nats per token)
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from ..autograd import Tensor, ops
 from ..autograd.ops.loss import IGNORED
 from ..errors import DataError
+from ..text import Windows
 from ..types import Batch, Generator
+from .objective import Batches, Objective
 
 
 @dataclass(frozen=True, kw_only=True)
-class CausalLM:
+class CausalLM(Objective):
     """Predict each token from those before it.
 
     Attributes:
@@ -30,6 +30,10 @@ class CausalLM:
     """
 
     smoothing: float = 0.0
+
+    def batches(self, text: Any, *, length: int, batch: int, seed: int) -> Batches:
+        """Windows that share one token with the next, so that every token is predicted once."""
+        return Windows(text, length=length, batch=batch, seed=seed)
 
     def prepare(self, batch: Batch, *, rng: Generator) -> Batch:
         """Shift: inputs without the last token, labels without the first.
@@ -51,37 +55,3 @@ class CausalLM:
                 (mask[:, 1:] == 1) & (mask[:, :-1] == 1), ids[:, 1:], IGNORED
             )
         return prepared
-
-    def counts(self, batch: Batch) -> dict[str, float]:
-        """How many labels are predicted."""
-        return {"tokens": float((batch["labels"] != IGNORED).sum())}
-
-    def loss(
-        self,
-        model: Any,
-        batch: Batch,
-        *,
-        counts: Mapping[str, float] | None = None,
-        rng: Generator | None = None,
-    ) -> Tensor:
-        """Mean over the labels of minus their log-probability.
-
-        Raises:
-            DataError: the batch has no label.
-        """
-        tokens = (counts or self.counts(batch))["tokens"]
-        if not tokens:
-            raise DataError(
-                "No token of this batch is a label, so the loss is undefined. Is everything padding?"
-            )
-        hidden = model(batch["input_ids"], attention_mask=batch.get("attention_mask"), rng=rng)
-        total = ops.linear_cross_entropy(
-            hidden,
-            model.head.matrix(),
-            model.head.bias,
-            batch["labels"],
-            smoothing=self.smoothing,
-            reduction="sum",
-            scale=1 / tokens,
-        )
-        return total

@@ -35,6 +35,8 @@ class Windows:
         mode: "causal" gives windows of length + 1 tokens, each sharing one with the next, so that
             every token is predicted once: inputs are [:, :-1], labels [:, 1:]. "plain" gives
             windows of `length` tokens that share none.
+        frame: ids put before and behind the tokens of each window, within its length, such as
+            ((cls,), (sep,)).
 
     Raises:
         DataError: the stream is shorter than one window.
@@ -42,7 +44,14 @@ class Windows:
     """
 
     def __init__(
-        self, tokens: Tokens, *, length: int, batch: int, seed: int = 0, mode: str = "causal"
+        self,
+        tokens: Tokens,
+        *,
+        length: int,
+        batch: int,
+        seed: int = 0,
+        mode: str = "causal",
+        frame: tuple[Sequence[int], Sequence[int]] = ((), ()),
     ) -> None:
         if mode not in ("causal", "plain"):
             raise ConfigError(f"mode must be 'causal' or 'plain'; got {mode!r}")
@@ -50,6 +59,13 @@ class Windows:
             raise ConfigError(
                 f"length and batch must be at least 1 and seed at least 0; got length={length}, "
                 f"batch={batch}, seed={seed}"
+            )
+        self.frame = frame
+        length -= sum(map(len, frame))
+        if length < 1:
+            raise ConfigError(
+                f"a window of {length + sum(map(len, frame))} has no room for tokens beside {sum(map(len, frame))} "
+                "special ones. Choose a greater length."
             )
         self.tokens = tokens
         self.length = length
@@ -81,7 +97,7 @@ class Windows:
                 at = self._offset + window * self.length
                 rows.append(np.asarray(self.tokens[at : at + self.width], dtype=np.int64))
             self._cursor = stop
-        return {"input_ids": np.stack(rows)}
+        return {"input_ids": self._framed(rows)}
 
     def state(self) -> dict[str, int]:
         """Where it stands, for JSON; the batch size is not part of it and may change."""
@@ -117,7 +133,12 @@ class Windows:
         for first in range(0, count, self.batch):
             starts = range(first, min(first + self.batch, count))
             rows = [self.tokens[i * self.length : i * self.length + self.width] for i in starts]
-            yield {"input_ids": np.stack(rows).astype(np.int64)}
+            yield {"input_ids": self._framed(rows)}
+
+    def _framed(self, rows: list[Array]) -> Array:
+        """The windows as one array, each between the special ids that frame it."""
+        first, last = (np.tile(np.array(ids, np.int64), (len(rows), 1)) for ids in self.frame)
+        return np.concatenate([first, np.stack(rows).astype(np.int64), last], axis=1)
 
     def _start(self, epoch: int, cursor: int) -> None:
         """Derive the epoch's starting point and order from seed and epoch."""

@@ -1,0 +1,58 @@
+"""What a model asks of its inputs, at its door."""
+
+from typing import Any
+
+import numpy as np
+
+from ..autograd import Tensor
+from ..backend import to_numpy
+from ..errors import DtypeError, ShapeError
+from ..types import Array
+
+
+def _as_numpy(values: Any, name: str) -> Array:
+    if isinstance(values, Tensor):
+        values = values.array
+    try:
+        return np.asarray(to_numpy(values) if hasattr(values, "dtype") else values)
+    except ValueError:
+        raise ShapeError(
+            f"{name} has rows of different lengths, expected (batch, time); fill the shorter ones up with "
+            "tinyplm.text.batching.pad and pass its attention_mask."
+        ) from None
+
+
+def checked_ids(ids: Any, most: int, name: str, limit: str) -> Array:
+    """The ids as an integer array (B, T) in [0, most)."""
+    ids = _as_numpy(ids, name)
+    if ids.size == 0:
+        raise ShapeError(f"{name} is empty (shape {ids.shape}); a model needs at least one token.")
+    if ids.dtype.kind not in "iu":
+        raise DtypeError(
+            f"{name} has dtype {ids.dtype}, expected integers. Were probabilities or embeddings passed instead of ids?"
+        )
+    if ids.ndim != 2:
+        raise ShapeError(
+            f"{name} has shape {ids.shape}, expected (batch, time); for one text pass ids[None]."
+        )
+    if ids.min() < 0 or ids.max() >= most:
+        at = np.argwhere((ids < 0) | (ids >= most))[0].tolist()
+        raise ShapeError(
+            f"{name} contains {ids[tuple(at)]} at {at}, but this model has {limit}={most}. Do the tokenizer and the "
+            "model belong together? If tokens were added, resize the embeddings."
+        )
+    return ids
+
+
+def checked_mask(mask: Any, shape: tuple[int, int]) -> Array:
+    """The mask as booleans of this shape."""
+    mask = _as_numpy(mask, "attention_mask")
+    if mask.shape != shape:
+        raise ShapeError(
+            f"attention_mask has shape {mask.shape}, expected {shape}: one value per token, cached ones included."
+        )
+    if not np.isin(mask, (0, 1)).all():
+        raise ShapeError(
+            f"attention_mask contains {mask[~np.isin(mask, (0, 1))][0]}; expected 1 for real tokens and 0 for padding."
+        )
+    return mask.astype(bool)

@@ -10,7 +10,7 @@ from importlib import import_module
 from typing import Any, Protocol, cast
 
 from ..errors import ConfigError, DtypeError
-from ..types import Generator
+from ..types import Array, Generator
 from .entry import TensorEntry, shown
 
 FAMILIES = {"gpt2": "Gpt2"}
@@ -29,13 +29,13 @@ class Sorted:
 class Family(Protocol):
     """The functions of a family's file."""
 
-    ARCHITECTURE: str
-
     def sort(self, entries: Mapping[str, TensorEntry]) -> Sorted:
         """Entries under our names."""
 
-    def read_config(self, values: Mapping[str, Any], found: Sorted) -> tuple[Any, Sorted]:
-        """Our config, and the entries that such a model takes."""
+    def read_config(
+        self, values: Mapping[str, Any], found: Sorted, head: str | None = None
+    ) -> tuple[Any, Sorted]:
+        """Our config, and the entries that such a model takes; with a head that is asked for by name."""
 
     def shapes(self, config: Any) -> dict[str, tuple[int, ...]]:
         """The shape of every parameter, by our name."""
@@ -43,11 +43,11 @@ class Family(Protocol):
     def build(self, config: Any, rng: Generator | None) -> Any:
         """The model."""
 
-    def their_names(self, config: Any) -> dict[str, str]:
-        """Our name of every parameter with the name to write."""
+    def write_arrays(self, config: Any, arrays: Mapping[str, Array]) -> dict[str, Array]:
+        """The parameters, by our names, under the names to write and in the layout to write."""
 
     def write_config(self, config: Any, end_of_text: int | None) -> dict[str, Any]:
-        """The settings as config.json holds them."""
+        """The settings as config.json holds them, architectures among them."""
 
 
 def family_named(model_type: object) -> Family:

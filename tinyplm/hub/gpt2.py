@@ -11,42 +11,39 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from ..errors import CheckpointError, ConfigError
-from ..types import Generator
-from .entry import TensorEntry, listed, shown
+from ..types import Array, Generator
+from .entry import TensorEntry, listed
 from .family import Sorted
+from .layout import Slot, check_depth, same_values, shapes_of, sort_by, their_arrays, twice
 from .settings import Settings
 
 if TYPE_CHECKING:
     from ..models.gpt2 import Gpt2, Gpt2Config
 
-ARCHITECTURE = "GPT2LMHeadModel"
 PREFIX = "transformer."
 
-# Theirs, ours, and the axes: V vocabulary, P positions, D width, Q three times D, F feed-forward.
-OUTSIDE = (
-    ("wte.weight", "token_embedding.weight", "VD"),
-    ("wpe.weight", "position_embedding.weight", "PD"),
-    ("ln_f.weight", "norm.gain", "D"),
-    ("ln_f.bias", "norm.bias", "D"),
-)
-BLOCK = (
-    ("ln_1.weight", "norm_1.gain", "D"),
-    ("ln_1.bias", "norm_1.bias", "D"),
-    ("attn.c_attn.weight", "attention.project_in.weight", "DQ"),
-    ("attn.c_attn.bias", "attention.project_in.bias", "Q"),
-    ("attn.c_proj.weight", "attention.project_out.weight", "DD"),
-    ("attn.c_proj.bias", "attention.project_out.bias", "D"),
-    ("ln_2.weight", "norm_2.gain", "D"),
-    ("ln_2.bias", "norm_2.bias", "D"),
-    ("mlp.c_fc.weight", "feed_forward.expand.weight", "DF"),
-    ("mlp.c_fc.bias", "feed_forward.expand.bias", "F"),
-    ("mlp.c_proj.weight", "feed_forward.contract.weight", "FD"),
-    ("mlp.c_proj.bias", "feed_forward.contract.bias", "D"),
-)
+# V vocabulary, P positions, D width, F feed-forward.
+SLOTS = [
+    Slot("token_embedding.weight", "wte.weight", "VD"),
+    Slot("position_embedding.weight", "wpe.weight", "PD"),
+    Slot("norm.gain", "ln_f.weight", "D"),
+    Slot("norm.bias", "ln_f.bias", "D"),
+    Slot("blocks.{layers}.norm_1.gain", "h.{layers}.ln_1.weight", "D"),
+    Slot("blocks.{layers}.norm_1.bias", "h.{layers}.ln_1.bias", "D"),
+    Slot("blocks.{layers}.attention.project_in.weight", "h.{layers}.attn.c_attn.weight", "D3D"),
+    Slot("blocks.{layers}.attention.project_in.bias", "h.{layers}.attn.c_attn.bias", "3D"),
+    Slot("blocks.{layers}.attention.project_out.weight", "h.{layers}.attn.c_proj.weight", "DD"),
+    Slot("blocks.{layers}.attention.project_out.bias", "h.{layers}.attn.c_proj.bias", "D"),
+    Slot("blocks.{layers}.norm_2.gain", "h.{layers}.ln_2.weight", "D"),
+    Slot("blocks.{layers}.norm_2.bias", "h.{layers}.ln_2.bias", "D"),
+    Slot("blocks.{layers}.feed_forward.expand.weight", "h.{layers}.mlp.c_fc.weight", "DF"),
+    Slot("blocks.{layers}.feed_forward.expand.bias", "h.{layers}.mlp.c_fc.bias", "F"),
+    Slot("blocks.{layers}.feed_forward.contract.weight", "h.{layers}.mlp.c_proj.weight", "FD"),
+    Slot("blocks.{layers}.feed_forward.contract.bias", "h.{layers}.mlp.c_proj.bias", "D"),
+]
 EMBEDDING, HEAD, THEIR_HEAD = "token_embedding.weight", "head.weight", "lm_head.weight"
+TOP = Slot(HEAD, THEIR_HEAD, "VD")
 MASKS = ("attn.bias", "attn.masked_bias")
 # A name that begins so and is not in the tables is a part of the computation that we lack.
 COMPUTED = ("h.", "wte.", "wpe.", "ln_f.", "lm_head.")
@@ -78,32 +75,22 @@ def sort(entries: Mapping[str, TensorEntry]) -> Sorted:
     Raises:
         CheckpointError: a weight is given under two names, or is one that this model lacks.
     """
-    outside = {theirs: ours for theirs, ours, _ in OUTSIDE} | {THEIR_HEAD: HEAD}
-    block = {theirs: ours for theirs, ours, _ in BLOCK}
-    ours: dict[str, TensorEntry] = {}
-    unused, ignored, unknown = [], [], []
-    for name, entry in entries.items():
+    full: dict[str, str] = {}  # by the name without the prefix
+    ignored = []
+    for name in entries:
         bare = name.removeprefix(PREFIX)
-        part = re.fullmatch(r"h\.(0|[1-9][0-9]{0,8})\.(.+)", bare)
-        if bare in outside:
-            target = outside[bare]
-        elif part and part[2] in block:
-            target = f"blocks.{part[1]}.{block[part[2]]}"
-        elif part and part[2] in MASKS:
+        if re.fullmatch(rf"h\.[0-9]+\.({'|'.join(map(re.escape, MASKS))})", bare):
             ignored.append(name)
-            continue
-        elif bare != name or bare.startswith(COMPUTED):
-            unknown.append(name)
-            continue
+        elif bare in full:
+            raise twice(name, full[bare])
         else:
-            unused.append(name)
-            continue
-        if target in ours:
-            raise CheckpointError(
-                f"The file has both {shown(name)} and {shown(ours[target].name)}, two names of one "
-                "weight; which one counts is not known. Remove one."
-            )
-        ours[target] = entry
+            full[bare] = name
+    ours, rest = sort_by([*SLOTS, TOP], {bare: entries[name] for bare, name in full.items()})
+    names = [full[bare] for bare in rest]
+    unknown = [
+        n for n, bare in zip(names, rest, strict=True) if n != bare or bare.startswith(COMPUTED)
+    ]
+    unused = [name for name in names if name not in unknown]
     if unknown:
         raise CheckpointError(
             f"The file has weights that GPT-2 does not compute with: {listed(unknown)}. It is of a "
@@ -113,7 +100,9 @@ def sort(entries: Mapping[str, TensorEntry]) -> Sorted:
     return Sorted(ours, tuple(unused), tuple(ignored))
 
 
-def read_config(values: Mapping[str, Any], found: Sorted) -> tuple["Gpt2Config", Sorted]:
+def read_config(
+    values: Mapping[str, Any], found: Sorted, head: str | None = None
+) -> tuple["Gpt2Config", Sorted]:
     """Our config, and the entries with the output layer dropped where it is tied.
 
     Raises:
@@ -122,6 +111,10 @@ def read_config(values: Mapping[str, Any], found: Sorted) -> tuple["Gpt2Config",
     """
     from ..models.gpt2 import Gpt2Config
 
+    if head is not None:
+        raise ConfigError(
+            f"head={head!r}, but a GPT-2 has one head, the language model's; leave it out."
+        )
     settings = Settings(values, aliases=ALIASES)
     settings.refuse("add_cross_attention", "this GPT-2 has no encoder to attend to")
     settings.refuse("is_encoder_decoder", "this GPT-2 is a decoder alone")
@@ -130,7 +123,7 @@ def read_config(values: Mapping[str, Any], found: Sorted) -> tuple["Gpt2Config",
     width = settings.whole("n_embd", 768)
     layers = settings.whole("n_layer", 12)
     # Before anything is built: the file, whose size is bounded, says how deep the model can be.
-    _check_depth(layers, found)
+    check_depth("n_layer", layers, found.entries, "blocks.")
     tied, found = _tie(settings.truth("tie_word_embeddings", True), found)
     config = Gpt2Config(
         vocab_size=settings.whole("vocab_size", 50_257),
@@ -152,16 +145,6 @@ def read_config(values: Mapping[str, Any], found: Sorted) -> tuple["Gpt2Config",
     return config, found
 
 
-def _check_depth(layers: int, found: Sorted) -> None:
-    numbers = {int(name.split(".")[1]) for name in found.entries if name.startswith("blocks.")}
-    if len(numbers) != layers or max(numbers, default=-1) != layers - 1:
-        blocks = f"{len(numbers):,}, numbered up to {max(numbers)}" if numbers else "none"
-        raise CheckpointError(
-            f"config.json says n_layer={layers:,}, but the file has the weights of {blocks}. "
-            "Settings and weights are of different models, or the file is incomplete."
-        )
-
-
 def _tie(flag: bool, found: Sorted) -> tuple[bool, Sorted]:
     """Whether the output layer is the token embedding: the values decide, not the flag."""
     entries = dict(found.entries)
@@ -169,8 +152,7 @@ def _tie(flag: bool, found: Sorted) -> tuple[bool, Sorted]:
     if head is None:
         return flag, found
     if embedding is not None:
-        same = (head.shape, head.dtype) == (embedding.shape, embedding.dtype)
-        if not same or not np.array_equal(head.read(), embedding.read(), equal_nan=True):
+        if not same_values(head, embedding):
             return False, found
     else:
         entries[EMBEDDING] = head
@@ -184,15 +166,13 @@ def shapes(config: "Gpt2Config") -> dict[str, tuple[int, ...]]:
         "V": config.vocab_size,
         "P": config.positions,
         "D": config.hidden_size,
-        "Q": 3 * config.hidden_size,
         "F": config.ffn_size or 4 * config.hidden_size,
     }
-    rows = [(name, axes) for _, name, axes in OUTSIDE]
-    for i in range(config.layers):
-        rows += [(f"blocks.{i}.{name}", axes) for _, name, axes in BLOCK]
-    if not config.tied:
-        rows.append((HEAD, "VD"))
-    return {name: tuple(sizes[axis] for axis in axes) for name, axes in rows}
+    return shapes_of(_slots(config), sizes, {"layers": config.layers})
+
+
+def _slots(config: "Gpt2Config") -> list[Slot]:
+    return SLOTS if config.tied else [*SLOTS, TOP]
 
 
 def build(config: "Gpt2Config", rng: Generator | None) -> "Gpt2":
@@ -202,14 +182,10 @@ def build(config: "Gpt2Config", rng: Generator | None) -> "Gpt2":
     return Gpt2(config, rng=rng)
 
 
-def their_names(config: "Gpt2Config") -> dict[str, str]:
-    """Our name of every parameter with the name to write."""
-    names = {ours: PREFIX + theirs for theirs, ours, _ in OUTSIDE}
-    for i in range(config.layers):
-        names |= {f"blocks.{i}.{ours}": f"{PREFIX}h.{i}.{theirs}" for theirs, ours, _ in BLOCK}
-    if not config.tied:
-        names[HEAD] = THEIR_HEAD
-    return names
+def write_arrays(config: "Gpt2Config", arrays: Mapping[str, Array]) -> dict[str, Array]:
+    """The parameters, by our names, under the names to write."""
+    made = their_arrays(_slots(config), arrays, {"layers": config.layers})
+    return {name if name == THEIR_HEAD else PREFIX + name: made[name] for name in made}
 
 
 def write_config(config: "Gpt2Config", end_of_text: int | None) -> dict[str, Any]:
@@ -223,6 +199,7 @@ def write_config(config: "Gpt2Config", end_of_text: int | None) -> dict[str, Any
     if end_of_text is None and config.vocab_size == 50_257:
         end_of_text = 50_256  # the published vocabulary
     return {
+        "architectures": ["GPT2LMHeadModel"],
         "activation_function": written[config.activation],
         "attn_pdrop": config.attention_dropout,
         "bos_token_id": end_of_text,

@@ -36,6 +36,7 @@ def load(
     path: str | Path,
     *,
     dtype: str = "float32",
+    head: str | None = None,
     rng: Generator | None = None,
     allow_new: bool = False,
     ignore_mismatched_sizes: bool = False,
@@ -49,6 +50,7 @@ def load(
     Args:
         path: a folder with config.json and weights, as save_pretrained writes it.
         dtype: of the parameters, whatever the file has.
+        head: what the model is for, such as "sequence-classification"; what config.json says by default.
         rng: draws the values of parameters that the file lacks.
         allow_new: parameters that are not in the file start anew.
         ignore_mismatched_sizes: parameters of another shape in the file start anew.
@@ -68,7 +70,7 @@ def load(
         )
     folder = read_folder(path)
     family = family_named(folder.config.get("model_type"))
-    config, found = family.read_config(folder.config, family.sort(folder.tensors))
+    config, found = family.read_config(folder.config, family.sort(folder.tensors), head)
     match(
         family.shapes(config),
         found.entries,
@@ -133,13 +135,11 @@ def save_pretrained(
             )
         end_of_text = tokenizer.end_of_text
         files |= _files_of(tokenizer)
-    names = family.their_names(model.config)
-    arrays = {
-        names[ours]: to_numpy(parameter.array)
-        for ours, parameter in model.named_parameters().items()
-    }
+    arrays = family.write_arrays(
+        model.config,
+        {ours: to_numpy(parameter.array) for ours, parameter in model.named_parameters().items()},
+    )
     own = family.write_config(model.config, end_of_text) | {
-        "architectures": [family.ARCHITECTURE],
         "model_type": model_type,
         "dtype": dtype or next(iter(arrays.values())).dtype.name,
     }

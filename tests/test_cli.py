@@ -417,7 +417,7 @@ def test_an_interrupted_preparation_leaves_nothing(say, text, tmp_path, monkeypa
     def interrupt(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(recipe, "tokenize_corpus", interrupt)
+    monkeypatch.setattr(recipe.Material, "tokens", interrupt)
     code, _, err = say("pretrain", "gpt2", "--data", text, *TINY, "--output=run")
     assert code == 130
     assert "nothing was kept" in err
@@ -634,7 +634,7 @@ def test_too_little_memory_is_said_with_what_to_lower(say, text, monkeypatch):
     def full(*_, **__):
         raise MemoryError("Unable to allocate 9 GiB")
 
-    monkeypatch.setattr(recipe, "Windows", full)
+    monkeypatch.setattr(recipe, "count_labels", full)
     code, _, err = say(*arguments)
     assert code == 1
     assert "Not enough memory (Unable to allocate 9 GiB)" in err

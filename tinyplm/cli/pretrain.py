@@ -162,7 +162,7 @@ def _train(run: Run, resume: bool, console: Console) -> int:
                     case Step():
                         progress.update(event.number, loss=event.loss, tokens=event.tokens)
                     case recipe.Evaluated():
-                        waiting = f"step {event.step:,}: validation {_score(event.score)}"
+                        waiting = f"step {event.step:,}: validation {_score(ready, event.score)}"
                     case recipe.Saved() if event.interrupted:
                         stack.close()
                         return _interrupted(ready, event, console)
@@ -183,15 +183,20 @@ def _train(run: Run, resume: bool, console: Console) -> int:
 def _introduction(ready: Any) -> str:
     run, c = ready.run, ready.model.config
     tokens = ready.train_tokens + ready.validation_tokens
-    read = run.steps * run.batch * run.accumulate * run.positions
-    windows = f"{run.batch * run.accumulate:,} windows of {run.positions:,} tokens"
+    pairs = ready.objective.reads == "pairs"
+    read = run.steps * run.batch * run.accumulate * (1 if pairs else run.positions)
+    windows = f"{run.batch * run.accumulate:,} " + (
+        "pairs" if pairs else f"windows of {run.positions:,} tokens"
+    )
     lines = {
         "text": ready.corpus,
         "tokenizer": ready.tokenizer.description,
-        "tokens": f"{tokens:,}, {ready.text_bytes / tokens:.2f} bytes each; {ready.train_tokens:,} to train on, "
-        f"{ready.validation_tokens:,} held out",
-        "model": f"{run.model}, {ready.model.parameter_count:,} parameters: {_counted(c.layers, 'layer')}, "
-        f"{_counted(c.heads, 'head')}, {c.hidden_size:,} wide, {_counted(c.positions, 'position')}",
+        ready.objective.reads.replace(
+            "text", "tokens"
+        ): f"{tokens:,}, {ready.text_bytes / tokens:.2f} bytes each; "
+        f"{ready.train_tokens:,} to train on, {ready.validation_tokens:,} held out",
+        "objective": run.objective_name,
+        "model": f"{run.model}, {ready.model.parameter_count:,} parameters: {_made_of(c)}",
         "memory": f"about {size(ready.memory)}",
         "training": f"{run.steps:,} steps of {windows}: {read / ready.train_tokens:.2g} times the text",
         "folder": str(ready.output),
@@ -201,8 +206,26 @@ def _introduction(ready: Any) -> str:
     return "\n".join(f"{name:<10} {text}" for name, text in lines.items())
 
 
-def _score(score: Any) -> str:
-    return f"{score.nats:.4f} nats per token, {score.bits_per_byte:.4f} bits per byte"
+def _made_of(config: Any) -> str:
+    """Layers, heads, width and positions, those that the model has."""
+    parts = [_counted(config.layers, "layer")]
+    if hasattr(config, "heads"):
+        parts.append(_counted(config.heads, "head"))
+    parts.append(f"{config.hidden_size:,} wide")
+    if getattr(config, "positions", None):
+        parts.append(_counted(config.positions, "position"))
+    return ", ".join(parts)
+
+
+def _score(ready: Any, score: Any) -> str:
+    """What was lost: by bytes where each token is predicted from those before it, else beside the baseline."""
+    if hasattr(ready.model, "next_logits"):
+        return f"{score.nats:.4f} nats per token, {score.bits_per_byte:.4f} bits per byte"
+    return "; ".join(
+        f"{term.nats:.4f} nats per label of {name} (unigram {term.unigram:.4f}), "
+        f"{100 * term.accuracy:.1f} % right (unigram {100 * term.unigram_accuracy:.1f} %)"
+        for name, term in score.terms.items()
+    )
 
 
 def _interrupted(ready: Any, saved: Any, console: Console) -> int:
@@ -231,17 +254,16 @@ def _interrupted(ready: Any, saved: Any, console: Console) -> int:
 
 def _finished(ready: Any, finished: Any, console: Console) -> None:
     output, score = finished.output, finished.score
+    writes = hasattr(ready.model, "next_logits")
     plot = _plot(output, console)
-    prompt = f' --prompt "{start}"' if (start := _beginning(ready)) else ""
     console.result(
-        f"Trained in {duration(finished.seconds)}: validation {_score(score)}, perplexity "
-        f"{score.perplexity:.4g}."
+        f"Trained in {duration(finished.seconds)}: validation {_score(ready, score)}"
+        + (f", perplexity {score.perplexity:.4g}." if writes else ".")
     )
     console.result(f"\nA sample:\n\n{finished.sample.strip()}\n")
     console.result(
         f"{plot}\nThe model is in {output}. Try next:\n"
-        f"  {_command('generate', _quoted(output))}{prompt}\n"
-        f"  {_command('evaluate', _quoted(output))}"
+        + "\n".join(f"  {line}" for line in _next(ready, output))
     )
     console.value(
         {
@@ -257,10 +279,24 @@ def _finished(ready: Any, finished: Any, console: Console) -> None:
                 "perplexity": score.perplexity,
                 "bits_per_byte": score.bits_per_byte,
             },
+            "terms": {name: dataclasses.asdict(term) for name, term in score.terms.items()},
             "sample": finished.sample,
             "seconds": finished.seconds,
         }
     )
+
+
+def _next(ready: Any, output: Path) -> list[str]:
+    """Commands to go on with."""
+    folder, start = _quoted(output), _beginning(ready)
+    if hasattr(ready.model, "next_logits"):
+        prompt = f' --prompt "{start}"' if start else ""
+        return [_command("generate", folder) + prompt, _command("evaluate", folder)]
+    text = f' "{start}"' if start else ' "..."'
+    return [
+        _command("attention", folder) + f"{text} --output attention.html",
+        _command("explain", ready.run.objective_name) + f"{text} --model {folder}",
+    ]
 
 
 def _plot(output: Path, console: Console) -> str:

@@ -5,8 +5,6 @@ checkpoint-NNNNNN folders, and at the end the model as a folder that transformer
 """
 
 import contextlib
-import difflib
-import hashlib
 import itertools
 import signal
 import threading
@@ -31,24 +29,25 @@ from ..errors import (
     NonFiniteError,
     TinyplmWarning,
 )
-from ..generate import generate
 from ..hub import save_pretrained
 from ..kernels.precision import fixed_weights, precision
-from ..objectives import OBJECTIVES
+from ..objectives import Objective, objective_named
 from ..optim import AdamW
-from ..text import TokenFile, Tokenizer, Windows, open_corpus, tokenize_corpus
+from ..text import Tokenizer
 from ..train import checkpoint
 from ..train.checkpoint import replace_file
-from ..train.evaluate import Score, validation_loss
+from ..train.evaluate import Score, count_labels, examine
 from ..train.loop import Step, train
 from ..train.progress import MetricsLog
 from .doctor import cuda, memory
+from .material import Material
 from .models import MODELS
 from .output import free_folder, left_as_found, refuse_taken
 from .run import Run, read_saved
+from .sample import sample
 
-TOKENIZERS = {"chars": "chars", "bytes": "bytes", "bpe": "byte-bpe"}
-"""Tokenizers that a run trains, by their names on the command line."""
+LABELS_COUNTED = 200
+"""Batches of examples whose labels are counted, for the baseline that knows only how common each label is."""
 
 
 @dataclass(frozen=True)
@@ -59,8 +58,12 @@ class Prepared:
     output: Path
     corpus: str
     tokenizer: Tokenizer
-    train_tokens: int
-    validation_tokens: int
+    objective: Objective
+    training: Any
+    held_out: Any
+    batches: Any
+    held_out_batches: Any
+    counted: dict[str, Any]
     text_bytes: int
     model: Any
     resumed: int
@@ -68,13 +71,24 @@ class Prepared:
     seconds: float
 
     @property
+    def train_tokens(self) -> int:
+        """Tokens, or pairs of texts, to train on."""
+        return len(self.training)
+
+    @property
+    def validation_tokens(self) -> int:
+        """Tokens, or pairs of texts, that are held out."""
+        return len(self.held_out)
+
+    @property
     def memory(self) -> int:
         """Bytes that training takes, estimated: weights, gradients, two moments, activations, logits."""
         c, r = self.model.config, self.run
         weights = 4 * 4 * self.model.parameter_count
         tokens = r.batch * r.positions
-        activations = 4 * tokens * c.layers * (14 * c.hidden_size + 2 * (c.ffn_size or 0))
-        scores = 4 * r.batch * c.heads * r.positions**2 * c.layers
+        wide = 14 * c.hidden_size + 2 * (getattr(c, "ffn_size", 0) or 0)
+        activations = 4 * tokens * c.layers * wide
+        scores = 4 * r.batch * getattr(c, "heads", 0) * r.positions**2 * c.layers
         return int(weights + activations + scores + 2 * 4 * tokens * c.vocab_size)
 
 
@@ -122,14 +136,7 @@ def prepare(run: Run, output: Path, *, resumed: int = 0) -> Prepared:
     entry = MODELS[run.model]
     entry.config(run, run.vocab_size)  # refused before anything is written
     xp = _library(run.device)
-    if not resumed:
-        _check_tokenizer(run.tokenizer)
-    tokens = _kept_tokens(output) if resumed else None
-    corpus = (
-        open_corpus(run.data, encoding=run.encoding, column=run.text_column)
-        if tokens is None
-        else None
-    )
+    material = Material(run, output, resumed=bool(resumed))
     with left_as_found(output):
         try:
             output.mkdir(parents=True, exist_ok=True)
@@ -138,28 +145,44 @@ def prepare(run: Run, output: Path, *, resumed: int = 0) -> Prepared:
             raise CheckpointError(
                 f"{output} cannot be written: {error.strerror or error}. Choose another folder with --output."
             ) from None
-        tokenizer = Tokenizer.load(output) if resumed else _tokenizer(run, corpus, output)
-        if corpus is not None:
-            tokens = tokenize_corpus(corpus, tokenizer, output / "tokens.bin")
-        assert tokens is not None  # kept or made
-        training, held_out = _split(tokens, run)
+        tokenizer = material.tokenizer()
+        objective = objective_named(run.objective_name, tokenizer)
+        tokens = material.tokens(tokenizer)
+        training, held_out = material.split(tokens)
         config = entry.config(run, tokenizer.vocab_size)
         _check_memory(run, entry.build(config, rng=None).parameter_count)
+
+        def batches(text: Any, length: int) -> Any:
+            return objective.batches(text, length=length, batch=run.batch, seed=run.seed)
+
+        source, held_out_batches = (
+            batches(training, run.positions),
+            batches(held_out, material.window(held_out)),
+        )
+        counted = count_labels(
+            objective,
+            itertools.islice(batches(training, run.positions), LABELS_COUNTED),
+            classes=config.vocab_size,
+            rng=np.random.default_rng([run.seed, 2]),
+        )
         model = entry.build(config, rng=np.random.default_rng(run.seed))
         if xp is not np:
             model.load({name: xp.asarray(array) for name, array in model.arrays().items()})
-        windows = Windows(training, length=run.positions, batch=run.batch, seed=run.seed)
         return Prepared(
             run=run,
             output=output,
-            corpus=corpus.description if corpus else f"the tokens kept in {output / 'tokens.bin'}",
+            corpus=material.description,
             tokenizer=tokenizer,
-            train_tokens=len(training),
-            validation_tokens=len(held_out),
+            objective=objective,
+            training=training,
+            held_out=held_out,
+            batches=source,
+            held_out_batches=held_out_batches,
+            counted=counted,
             text_bytes=tokens.text_bytes,
             model=model,
             resumed=resumed,
-            first_batch=next(windows)["input_ids"],
+            first_batch=next(batches(training, run.positions))["input_ids"],
             seconds=time.perf_counter() - began,
         )
 
@@ -187,18 +210,20 @@ def pretrain(
     ready = prepare(run, output, resumed=saved.step if saved else 0)
     yield ready
 
-    model, tokenizer = ready.model, ready.tokenizer
-    tokens = TokenFile.open(output / "tokens.bin")
-    training, held_out = _split(tokens, run)
-    text = hashlib.sha256(tokens.tokens.data).hexdigest()
-    objective = OBJECTIVES[run.objective or MODELS[run.model].objectives[0]]()
-    windows = Windows(training, length=run.positions, batch=run.batch, seed=run.seed)
-    optimizer = AdamW(
+    model, tokenizer, objective, windows = (
+        ready.model,
+        ready.tokenizer,
+        ready.objective,
+        ready.batches,
+    )
+    text = Material(run, output, resumed=True).digest()
+    optimizer: Any = AdamW(
         model.named_parameters(),
         beta_1=run.beta_1,
         beta_2=run.beta_2,
         weight_decay=run.weight_decay,
     )
+    carrying: Any = objective if hasattr(objective, "arrays") else None  # from step to step
     rng = np.random.default_rng([run.seed, 1])
     if saved:
         if saved.state["text"] != text:
@@ -209,6 +234,8 @@ def pretrain(
         model.load(_on_device(saved.arrays["model"], run.device))
         optimizer.restore(saved.arrays["optimizer"], saved.state["optimizer"])
         windows.restore(saved.state["windows"])
+        if carrying:
+            carrying.restore(saved.arrays["objective"])
         rng.bit_generator.state = saved.state["rng"]
 
     def save(step: int) -> Path:
@@ -218,7 +245,8 @@ def pretrain(
             arrays={
                 "model": {name: to_numpy(a) for name, a in model.arrays().items()},
                 "optimizer": {name: to_numpy(a) for name, a in optimizer.arrays().items()},
-            },
+            }
+            | ({"objective": carrying.arrays()} if carrying else {}),
             state={
                 "optimizer": optimizer.state(),
                 "windows": windows.state(),
@@ -259,8 +287,11 @@ def pretrain(
                 score = None
                 if step.number % run.evaluation_interval == 0 or step.number == run.steps:
                     whole = step.number == run.steps
-                    score = _validate(model, objective, held_out, run, whole=whole)
+                    score = _validate(ready, whole=whole)
                     record["validation_loss"] = score.nats
+                    for name, term in score.terms.items():
+                        record[f"validation_{name}_nats"] = term.nats
+                        record[f"validation_{name}_accuracy"] = term.accuracy
                 log.write(record)
                 if score:
                     yield Evaluated(step.number, score, whole)
@@ -278,12 +309,12 @@ def pretrain(
             raise NonFiniteError(str(error).replace("Try ", intact + "Try ", 1)) from None
 
     if score is None:  # resumed at the very end
-        score = _validate(model, objective, held_out, run, whole=True)
+        score = _validate(ready, whole=True)
     save_pretrained(model, output, tokenizer=tokenizer)
     yield Finished(
         output=output,
         score=score,
-        sample=_sample(model, tokenizer, run),
+        sample=sample(ready),
         seconds=time.perf_counter() - began,
     )
 
@@ -332,24 +363,6 @@ def _on_device(arrays: dict[str, Any], device: str) -> dict[str, Any]:
     return {name: xp.asarray(array) for name, array in arrays.items()}
 
 
-def _kept_tokens(output: Path) -> TokenFile | None:
-    """The tokens that a run began with; None if they are gone."""
-    try:
-        return TokenFile.open(output / "tokens.bin")
-    except (MissingFileError, DataError):
-        return None
-
-
-def _check_tokenizer(name: str) -> None:
-    """Refuse a tokenizer that is neither trained here nor on the disk."""
-    if name not in TOKENIZERS and not Path(name).exists():
-        near = difflib.get_close_matches(name, TOKENIZERS, n=1)
-        hint = f" Did you mean '{near[0]}'?" if near else ""
-        raise ConfigError(
-            f"--tokenizer is '{name}', which is neither a file or folder nor one of: {', '.join(TOKENIZERS)}.{hint}"
-        )
-
-
 def _check_memory(run: Run, parameters: int) -> None:
     """Refuse a model that cannot be trained in the memory of this machine: its weights, gradients and two moments."""
     needed, there = 16 * parameters, memory()
@@ -360,67 +373,22 @@ def _check_memory(run: Run, parameters: int) -> None:
         )
 
 
-def _tokenizer(run: Run, corpus: Any, output: Path) -> Tokenizer:
-    """The run's tokenizer, trained or loaded, and saved in its folder."""
-    if run.tokenizer in TOKENIZERS:
-        special: tuple[str, ...] | None = None
-        if run.tokenizer == "chars" and len(list(itertools.islice(corpus.documents(), 2))) < 2:
-            special = ()  # one document needs no token between documents
-        tokenizer = Tokenizer.train(
-            TOKENIZERS[run.tokenizer],
-            corpus.documents(),
-            vocab_size=run.vocab_size,
-            special_tokens=special,
-        )
-    else:
-        tokenizer = Tokenizer.load(Path(run.tokenizer))
-    tokenizer.save(output)
-    return tokenizer
-
-
-def _split(tokens: TokenFile, run: Run) -> tuple[TokenFile, TokenFile]:
-    training, held_out = tokens.split(run.validation)
-    if len(training) <= run.positions or len(held_out) < 2:
-        raise DataError(
-            f"The text has {len(tokens):,} tokens: {len(training):,} to train on and {len(held_out):,} held out. "
-            f"A window of {run.positions} positions needs at least {run.positions + 1} to train on and 2 held out. "
-            "Give more text, or lower --positions."
-        )
-    return training, held_out
-
-
-def _validate(model: Any, objective: Any, held_out: TokenFile, run: Run, *, whole: bool) -> Score:
-    """Loss on the held-out text, cut into windows one after another."""
-    length = min(run.positions, len(held_out) - 1)
-    batches = Windows(held_out, length=length, batch=run.batch, seed=run.seed).in_order()
+def _validate(ready: Prepared, *, whole: bool) -> Score:
+    """What the model loses on the held-out text, all of it or its beginning."""
+    run = ready.run
+    batches = ready.held_out_batches.in_order()
     if not whole:
         batches = itertools.islice(batches, max(1, -(-run.evaluation_windows // run.batch)))
     with precision(run.precision), fixed_weights():
-        nats = validation_loss(model, objective, batches, rng=np.random.default_rng(run.seed))
-    return Score(nats=nats, tokens=len(held_out), bytes=held_out.text_bytes)
-
-
-def _sample(model: Any, tokenizer: Tokenizer, run: Run) -> str:
-    """Text that the model writes from nothing."""
-    start = tokenizer.end_of_text
-    if start is None:
-        start = int(tokenizer.encode("\n")[0]) if "\n" in tokenizer else 0
-    room = min(run.sample_tokens, run.positions - 1)
-    if not room:
-        return ""
-    with precision(run.precision), fixed_weights():
-        ids = generate(
-            model,
-            np.array([[start]]),
-            max_new_tokens=room,
-            do_sample=True,
-            temperature=0.8,
-            top_k=50,
+        terms = examine(
+            ready.model,
+            ready.objective,
+            batches,
             rng=np.random.default_rng(run.seed),
-        )[0, 1:]
-    ends = np.flatnonzero(ids == tokenizer.end_of_text)
-    documents = np.split(ids, ends)
-    return "\n".join(tokenizer.decode(document, skip_special=True) for document in documents)
+            counted=ready.counted,
+        )
+    nats = sum(term.nats for term in terms.values())
+    return Score(nats, len(ready.held_out), ready.held_out.text_bytes, terms)
 
 
 class _Interrupts(contextlib.AbstractContextManager["_Interrupts"]):

@@ -28,7 +28,8 @@ class Run:
         encoding: of the text.
         text_column: of .csv, .tsv and .jsonl files; found by itself when None.
         validation: share of the text, its end, that is held out.
-        tokenizer: "chars", "bytes", "bpe" (byte-level), or a path to a trained one.
+        tokenizer: "chars", "bytes", "bpe" (byte-level), "wordpiece", or a path to a trained one; the model's own kind
+            when None.
         vocab_size: of a tokenizer trained here.
         layers: blocks.
         heads: per layer.
@@ -62,7 +63,7 @@ class Run:
     encoding: str = "utf-8"
     text_column: str | None = None
     validation: float = 0.1
-    tokenizer: str = "bpe"
+    tokenizer: str | None = None
     vocab_size: int = 4_096
     layers: int = 2
     heads: int = 4
@@ -122,18 +123,24 @@ class Run:
         _known("device", self.device, ("cpu", "cuda"))
         _known("precision", self.precision, PRECISIONS)
         if self.objective is not None:
-            _known("objective", self.objective, OBJECTIVES)
-            fitting = MODELS[self.model].objectives
-            if self.objective not in fitting:
+            for part in self.objective.split("+"):
+                _known("objective", part, OBJECTIVES)
+            entry = MODELS[self.model]
+            if not entry.fits(self.objective):
                 raise ConfigError(
                     f"Objective '{self.objective}' does not fit {self.model}, which can learn from: "
-                    f"{', '.join(fitting)}."
+                    f"{', '.join(entry.objectives)}."
                 )
 
     def _at_least(self, name: str, least: float) -> None:
         value = getattr(self, name)
         if value is not None and not least <= value < math.inf:
             raise ConfigError(f"{name} is {value}, expected a finite number of at least {least}.")
+
+    @property
+    def objective_name(self) -> str:
+        """What the model learns from: what was asked for, else its own objective."""
+        return self.objective or MODELS[self.model].objectives[0]
 
     def rate(self, step: int) -> float:
         """Learning rate of an update, counted from 0."""
@@ -159,7 +166,7 @@ class Run:
 
 
 def from_settings(settings: Mapping[str, Any], where: str = "") -> Run:
-    """A run from settings by name; a name that does not exist suggests the nearest.
+    """A run from settings by name, with the model's own defaults; a name that does not exist suggests the nearest.
 
     Args:
         settings: by the names of the attributes of `Run`.
@@ -168,8 +175,9 @@ def from_settings(settings: Mapping[str, Any], where: str = "") -> Run:
     fields = {field.name for field in dataclasses.fields(Run)}
     for name in settings:
         _known("setting", name, fields, where)
+    entry = MODELS.get(settings.get("model", Run.model))
     try:
-        return Run(**settings)
+        return Run(**(dict(entry.defaults if entry else {}) | dict(settings)))
     except ConfigError as error:
         raise ConfigError(f"{where}: {error}" if where else str(error)) from None
 

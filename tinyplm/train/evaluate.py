@@ -1,8 +1,8 @@
 """How well a model predicts text that it did not learn from."""
 
 import math
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -15,18 +15,39 @@ from ..types import Array, Batch, Generator
 
 
 @dataclass(frozen=True)
+class Term:
+    """What one term of an objective's loss came to.
+
+    Attributes:
+        nats: per label, the mean.
+        accuracy: share of the labels that the model holds for the likeliest class.
+        labels: how many there were.
+        unigram: nats per label of a model that knows only how common each class is; None if that was not counted.
+        unigram_accuracy: share of the labels that are the commonest class.
+    """
+
+    nats: float
+    accuracy: float
+    labels: int
+    unigram: float | None = None
+    unigram_accuracy: float | None = None
+
+
+@dataclass(frozen=True)
 class Score:
     """What a text cost.
 
     Attributes:
-        nats: per token, the mean over all predicted tokens.
+        nats: per token, the mean over all predicted tokens; of several terms the sum of their means.
         tokens: that were predicted.
         bytes: of UTF-8 that the tokens stand for.
+        terms: of the loss, where they were looked at one by one.
     """
 
     nats: float
     tokens: int
     bytes: int
+    terms: Mapping[str, Term] = field(default_factory=dict)
 
     @property
     def perplexity(self) -> float:
@@ -39,23 +60,74 @@ class Score:
         return self.nats * self.tokens / max(1, self.bytes) / math.log(2)
 
 
-def validation_loss(
-    model: Any, objective: Objective, batches: Iterable[Batch], *, rng: Generator
-) -> float:
-    """The objective's loss over batches, in nats, as if they were one batch with a single term."""
-    total, count = 0.0, 0.0
+def count_labels(
+    objective: Objective, batches: Iterable[Batch], *, classes: int, rng: Generator
+) -> dict[str, Array]:
+    """How often each class below `classes` is a label in prepared batches, for each term of the loss."""
+    counted = {term: np.zeros(classes, np.int64) for term in objective.labels}
+    for batch in batches:
+        prepared = objective.prepare(batch, rng=rng)
+        for term, key in objective.labels.items():
+            labels = np.asarray(prepared[key])
+            counted[term] += np.bincount(labels[labels != IGNORED], minlength=classes)[:classes]
+    return counted
+
+
+def examine(
+    model: Any,
+    objective: Objective,
+    batches: Iterable[Batch],
+    *,
+    rng: Generator,
+    counted: Mapping[str, Array] | None = None,
+) -> dict[str, Term]:
+    """Each term of the objective's loss over batches, in nats without smoothing, as if they were one batch.
+
+    Args:
+        model: is left as it is.
+        objective: makes the examples, drawing from rng.
+        batches: of tokens.
+        rng: draws the objective's choices.
+        counted: of `count_labels` on a training text: what a unigram model, with one more of each, would lose.
+
+    Raises:
+        DataError: there is nothing to predict.
+    """
+    sums = {term: np.zeros(3) for term in objective.labels}  # nats, right, labels
+    unigrams = {term: np.zeros(2) for term in objective.labels}  # nats, right
     with no_grad():
         for batch in batches:
             prepared = objective.prepare(batch, rng=rng)
-            here = sum(objective.counts(prepared).values())
-            if here:
-                total += objective.loss(model, prepared).item() * here
-                count += here
-    if not count:
+            if not any(objective.counts(prepared).values()):
+                continue
+            found = objective.predictions(model, objective.read(model, prepared), prepared)
+            for term, (hidden, head, labels) in found.items():
+                known = np.asarray(labels)[np.asarray(labels) != IGNORED]
+                sums[term] += (*head.examine(hidden, labels), known.size)
+                if counted is not None:
+                    seen = counted[term][: head.matrix().shape[0]] + 1
+                    lost = math.log(seen.sum()) - np.log(seen)
+                    unigrams[term] += lost[known].sum(), (known == seen.argmax()).sum()
+    if not all(labels for _, _, labels in sums.values()):
         raise DataError(
             "The validation text has nothing to predict; give more text, or hold out a larger share."
         )
-    return total / count
+    return {
+        term: Term(
+            nats / labels,
+            right / labels,
+            int(labels),
+            *(None, None) if counted is None else (unigrams[term] / labels).tolist(),
+        )
+        for term, (nats, right, labels) in ((term, found.tolist()) for term, found in sums.items())
+    }
+
+
+def validation_loss(
+    model: Any, objective: Objective, batches: Iterable[Batch], *, rng: Generator
+) -> float:
+    """The sum of the means of all terms of the objective's loss over batches, in nats, without smoothing."""
+    return sum(term.nats for term in examine(model, objective, batches, rng=rng).values())
 
 
 def score_text(
@@ -83,8 +155,6 @@ def score_text(
         batch: windows read together.
         on_progress: called after each batch with how many tokens have been predicted.
     """
-    from ..autograd import ops
-
     stride = max(1, window // 2) if stride is None else stride
     if not 1 <= stride <= window:
         raise DataError(
@@ -96,10 +166,7 @@ def score_text(
     with no_grad():
         for ids, labels in _batched(_windows(tokens, window, stride), batch):
             hidden = model(ids)
-            loss = ops.linear_cross_entropy(
-                hidden, model.head.matrix(), model.head.bias, labels, reduction="sum"
-            )
-            total += loss.item()
+            total += model.head.cross_entropy(hidden, labels).item()
             count += int((labels != IGNORED).sum())
             if on_progress is not None:
                 on_progress(count)

@@ -21,6 +21,10 @@ SPECIAL_TOKENS = {
 }
 """The special tokens of each kind unless others are asked for."""
 
+_PRIVATE, _ROOM = (
+    0xF0000,
+    0x20000,
+)  # where the characters begin that mean nothing, and how many there are
 _PIECE = 1 << 14  # characters: the library keeps much for each string while it counts words
 
 
@@ -143,17 +147,42 @@ def _wordpiece(
     lowercase: bool,
 ) -> Any:
     from tokenizers import Tokenizer as Library
-    from tokenizers import models, trainers
+    from tokenizers import models, pre_tokenizers, trainers
 
+    # Pieces are merged by counts of pairs, as in BPE, and a character within a word is another symbol than the same at
+    # its beginning. The library's own trainer breaks ties by the order of a hash table, so that no two of its
+    # vocabularies are alike; its BPE of words whose symbols have been told apart gives the same ones every time.
     library = Library(models.WordPiece(vocab={unknown: 0}, unk_token=unknown))
     bert_around(library, lowercase=lowercase)
-    trainer = trainers.WordPieceTrainer(
-        vocab_size=vocab_size,
-        min_frequency=min_frequency,
-        special_tokens=added(special),
-        show_progress=False,
+    symbols: dict[tuple[bool, str], str] = {}
+
+    def told_apart(word: str) -> str:
+        if len(symbols) + len(word) > _ROOM:
+            return ""  # a hundred thousand characters are known by then
+        keys = ((i > 0, character) for i, character in enumerate(word))
+        return "".join(symbols.setdefault(key, chr(_PRIVATE + len(symbols))) for key in keys)
+
+    def words() -> Iterator[str]:
+        for text in texts:
+            normal = library.normalizer.normalize_str(text)
+            found = library.pre_tokenizer.pre_tokenize_str(normal)
+            yield " ".join(told_apart(word) for word, _ in found)
+
+    pairs = Library(models.BPE())
+    pairs.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    pairs.train_from_iterator(
+        words(),
+        trainers.BpeTrainer(
+            vocab_size=vocab_size - len(special), min_frequency=min_frequency, show_progress=False
+        ),
     )
-    library.train_from_iterator(texts, trainer)
+    meant = {symbol: key for key, symbol in symbols.items()}
+    vocab = {token: id for id, token in enumerate(special)}
+    for piece in sorted(pairs.get_vocab(), key=pairs.token_to_id):
+        text = "".join(meant[symbol][1] for symbol in piece)
+        vocab.setdefault("##" + text if meant[piece[0]][0] else text, len(vocab))
+    library.model = models.WordPiece(vocab=vocab, unk_token=unknown)
+    library.add_special_tokens(added(special))
     template(library, "[CLS] $A [SEP]", "[CLS] $A [SEP] $B:1 [SEP]:1", ("[CLS]", "[SEP]"))
     return library
 

@@ -17,9 +17,8 @@ The text of a special token, such as `<|endoftext|>`, is matched wherever it sta
 library's own rule, and what the published models expect. Remove such strings from text that you
 do not trust, or look for `special_ids` in the result.
 
-Training `bpe` and `byte-bpe` twice on the same text gives the same tokenizer. The library breaks
-ties of `wordpiece` and `unigram` in no fixed order, so theirs may differ from run to run: save it
-once and load it.
+Training twice on the same text gives the same tokenizer, but for `unigram`, where the library adds
+up in no fixed order: save it once and load it.
 """
 
 import hashlib

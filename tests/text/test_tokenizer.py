@@ -171,7 +171,7 @@ def test_appended_tokens_have_the_last_ids_within_the_vocabulary_size():
     assert tokenizer.id("<extra_id_0>") in tokenizer.special_ids
 
 
-@pytest.mark.parametrize("kind", ["bpe", "byte-bpe", "chars"])
+@pytest.mark.parametrize("kind", ["bpe", "byte-bpe", "chars", "wordpiece"])
 def test_training_twice_gives_the_same_tokenizer(kind):
     first, second = (Tokenizer.train(kind, [TEXT], vocab_size=350) for _ in range(2))
     assert first.fingerprint == second.fingerprint

@@ -13,7 +13,13 @@ from tinyplm.models.gpt2 import Gpt2, Gpt2Config
 from tinyplm.nn import Head, Module
 from tinyplm.objectives import CausalLM
 from tinyplm.text import Windows
-from tinyplm.train.evaluate import Score, score_text, validation_loss
+from tinyplm.train.evaluate import (
+    Score,
+    count_labels,
+    examine,
+    score_text,
+    validation_loss,
+)
 
 
 class Unigram(Module):
@@ -157,3 +163,35 @@ def test_texts_with_nothing_to_predict_are_refused():
             score_text(gpt2(), np.array(tokens, int), text_bytes=1, window=12)
     with pytest.raises(DataError, match="nothing to predict"):
         validation_loss(gpt2(), CausalLM(), [], rng=np.random.default_rng(0))
+
+
+def test_a_term_is_examined_beside_what_knows_only_how_common_labels_are():
+    bias = np.log([0.5, 0.3, 0.2])
+    model = Unigram(bias)
+    ids = np.array([[0, 1, 1, 2], [2, 0, 0, 1]])  # labels 1 1 2, 0 0 1
+    counted = count_labels(
+        CausalLM(), [{"input_ids": ids}], classes=3, rng=np.random.default_rng(0)
+    )
+    np.testing.assert_array_equal(counted["tokens"], [2, 3, 1])
+    (term,) = examine(
+        model,
+        CausalLM(),
+        [{"input_ids": ids[:1]}, {"input_ids": ids[1:, :3]}],  # labels 1 1 2, 0 0
+        rng=np.random.default_rng(0),
+        counted=counted,
+    ).values()
+    assert term.labels == 5
+    assert math.isclose(term.nats, -(2 * bias[0] + 2 * bias[1] + bias[2]) / 5, rel_tol=1e-12)
+    assert term.accuracy == 2 / 5  # it always says 0
+    share = np.log(np.array([3, 4, 2]) / 9)  # one more of each
+    assert math.isclose(term.unigram, -(2 * share[0] + 2 * share[1] + share[2]) / 5, rel_tol=1e-12)
+    assert term.unigram_accuracy == 2 / 5  # it always says 1
+
+
+def test_the_validation_loss_is_without_smoothing():
+    model, windows = gpt2(), [{"input_ids": np.arange(10).reshape(2, 5)}]
+    plain, smooth = (
+        validation_loss(model, CausalLM(smoothing=s), windows, rng=np.random.default_rng(0))
+        for s in (0.0, 0.2)
+    )
+    assert plain == smooth

@@ -22,7 +22,17 @@ GROUPS = {
     "the text": ("data", "encoding", "text_column", "validation", "tokenizer", "vocab_size"),
     "the model": ("layers", "heads", "hidden_size", "positions", "dropout"),
     "training": (
-        *("objective", "steps", "batch", "accumulate", "lr", "min_lr", "warmup", "schedule"),
+        *(
+            "objective",
+            "steps",
+            "batch",
+            "accumulate",
+            "optimizer",
+            "lr",
+            "min_lr",
+            "warmup",
+            "schedule",
+        ),
         *("weight_decay", "beta_1", "beta_2", "clip", "seed", "device"),
         "precision",
     ),

@@ -15,6 +15,9 @@ from ..types import Array
 from .run import read_saved
 from .trained import Trained
 
+UNBOUNDED_WINDOW = 512
+"""Tokens read at once by a model that has no longest context."""
+
 
 @dataclass(frozen=True)
 class Evaluation:
@@ -73,7 +76,7 @@ def evaluate(
         raise ConfigError(
             f"A {type(model).__name__} does not predict from left to right, so it has no loss per token of a text."
         )
-    window = model.config.positions
+    window = model.config.positions or UNBOUNDED_WINDOW
     stride = max(1, window // 2) if stride is None else stride
     if not 1 <= stride <= window:
         raise ConfigError(f"stride is {stride}, expected 1 to {window}, the model's positions.")

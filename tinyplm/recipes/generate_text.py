@@ -67,7 +67,7 @@ def generate_text(
     if not hasattr(model, "next_logits"):
         raise ConfigError(f"A {type(model).__name__} fills in text; it cannot go on from a prompt.")
     given = tokenizer.encode(prompt).tolist() or [first_token(tokenizer)]
-    positions = model.config.positions
+    positions = model.config.positions or len(given) + max_new_tokens  # None has no longest context
     if len(given) > positions:
         raise ShapeError(
             f"The prompt has {len(given):,} tokens, but this model has {positions:,} positions. Shorten it to "

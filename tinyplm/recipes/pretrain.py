@@ -32,7 +32,7 @@ from ..errors import (
 from ..hub import save_pretrained
 from ..kernels.precision import fixed_weights, precision
 from ..objectives import Objective, objective_named
-from ..optim import AdamW
+from ..optim import OPTIMIZERS
 from ..text import Tokenizer
 from ..train import checkpoint
 from ..train.checkpoint import replace_file
@@ -149,7 +149,7 @@ def prepare(run: Run, output: Path, *, resumed: int = 0) -> Prepared:
         objective = objective_named(run.objective_name, tokenizer)
         tokens = material.tokens(tokenizer)
         training, held_out = material.split(tokens)
-        config = entry.config(run, tokenizer.vocab_size)
+        config = entry.config_for(run, tokenizer)
         _check_memory(run, entry.build(config, rng=None).parameter_count)
 
         def batches(text: Any, length: int) -> Any:
@@ -217,12 +217,8 @@ def pretrain(
         ready.batches,
     )
     text = Material(run, output, resumed=True).digest()
-    optimizer: Any = AdamW(
-        model.named_parameters(),
-        beta_1=run.beta_1,
-        beta_2=run.beta_2,
-        weight_decay=run.weight_decay,
-    )
+    kind, settings = OPTIMIZERS[run.optimizer]
+    optimizer = kind(model.named_parameters(), **{name: getattr(run, name) for name in settings})
     carrying: Any = objective if hasattr(objective, "arrays") else None  # from step to step
     rng = np.random.default_rng([run.seed, 1])
     if saved:

@@ -13,7 +13,7 @@ from typing import Any, get_type_hints
 from ..errors import CheckpointError, ConfigError, MissingFileError
 from ..kernels.precision import PRECISIONS
 from ..objectives import OBJECTIVES
-from ..optim import SCHEDULES
+from ..optim import OPTIMIZERS, SCHEDULES
 from .models import MODELS
 
 
@@ -39,6 +39,7 @@ class Run:
         steps: updates.
         batch: windows in a batch.
         accumulate: batches of an update.
+        optimizer: "adamw", "adafactor" or "sgd".
         lr: peak of the learning rate.
         min_lr: where the schedule ends; a tenth of lr when None.
         warmup: updates until the peak; a tenth of the steps, at most 1000, when None.
@@ -73,6 +74,7 @@ class Run:
     steps: int = 240
     batch: int = 16
     accumulate: int = 1
+    optimizer: str = "adamw"
     lr: float = 4e-3
     min_lr: float | None = None
     warmup: int | None = None
@@ -120,6 +122,7 @@ class Run:
             )
         _known("model", self.model, MODELS)
         _known("schedule", self.schedule, SCHEDULES)
+        _known("optimizer", self.optimizer, OPTIMIZERS)
         _known("device", self.device, ("cpu", "cuda"))
         _known("precision", self.precision, PRECISIONS)
         if self.objective is not None:

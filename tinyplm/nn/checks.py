@@ -22,8 +22,13 @@ def _as_numpy(values: Any, name: str) -> Array:
         ) from None
 
 
-def checked_ids(ids: Any, most: int, name: str, limit: str) -> Array:
-    """The ids as an integer array (B, T) in [0, most)."""
+OTHERS = (
+    "Do the tokenizer and the model belong together? If tokens were added, resize the embeddings."
+)
+
+
+def checked_ids(ids: Any, most: int, name: str, limit: str, cause: str = OTHERS) -> Array:
+    """The ids as an integer array (B, T) in [0, most); the cause is what a message guesses at otherwise."""
     ids = _as_numpy(ids, name)
     if ids.size == 0:
         raise ShapeError(f"{name} is empty (shape {ids.shape}); a model needs at least one token.")
@@ -38,8 +43,7 @@ def checked_ids(ids: Any, most: int, name: str, limit: str) -> Array:
     if ids.min() < 0 or ids.max() >= most:
         at = np.argwhere((ids < 0) | (ids >= most))[0].tolist()
         raise ShapeError(
-            f"{name} contains {ids[tuple(at)]} at {at}, but this model has {limit}={most}. Do the tokenizer and the "
-            "model belong together? If tokens were added, resize the embeddings."
+            f"{name} contains {ids[tuple(at)]} at {at}, but this model has {limit}={most}. {cause}"
         )
     return ids
 

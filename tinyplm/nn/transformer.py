@@ -38,3 +38,29 @@ class PreNormBlock(Module):
         y = ops.dropout(self.attention(y, rng=rng, **seen), rate=self.dropout, rng=rng)
         x, y = self.norm_2.add(x, y)
         return x, ops.dropout(self.feed_forward(y), rate=self.dropout, rng=rng)
+
+
+class PostNormBlock(Module):
+    """norm(x + attention(x)), then norm(x + feed_forward(x)); dropout on both branches."""
+
+    def __init__(
+        self,
+        attention: Module,
+        feed_forward: Module,
+        norm_1: LayerNorm | RMSNorm,
+        norm_2: LayerNorm | RMSNorm,
+        *,
+        dropout: float = 0.0,
+    ) -> None:
+        self.attention = attention
+        self.norm_1 = norm_1
+        self.feed_forward = feed_forward
+        self.norm_2 = norm_2
+        self.dropout = dropout
+
+    def __call__(self, x: Tensor, *, rng: Generator | None = None, **seen: Any) -> Tensor:
+        """Keywords other than rng say what attention sees, and go there."""
+        y = ops.dropout(self.attention(x, rng=rng, **seen), rate=self.dropout, rng=rng)
+        _, x = self.norm_1.add(x, y)
+        y = ops.dropout(self.feed_forward(x), rate=self.dropout, rng=rng)
+        return self.norm_2.add(x, y)[1]

@@ -13,14 +13,17 @@ BENCHMARKS = {
     "kernels": "each variant of a kernel beside its definition, PyTorch, JAX and a copy of its bytes",
     "attention": "causal attention, forward and with gradients",
     "training-step": "an AdamW step of GPTs; with --large of GPT-2 at 4x512 too",
+    "bert-step": "an AdamW step of BERTs on masked tokens and next sentences; with --large at 4x512 too",
+    "t5-step": "an AdamW step of T5s on span corruption; with --large of T5 base too",
     "bf16": "the same steps with products in bfloat16",
     "encoder-forward": "12 blocks of BERT base's size without gradients",
     "decoding": "greedy decoding of GPT-2 with a cache, in float32 and smaller weights",
     "memory": "peak memory and page faults of training steps, in fresh processes",
     "growth": "time and memory against text length, layers, batch, vocabulary; when named",
+    "reversal": "a Seq2Seq learns to turn sequences around, with attention and without; when named",
     "shakespeare": "a whole pretraining run beside PyTorch; minutes, needs --data; when named",
 }
-ONLY_WHEN_NAMED = {"growth", "shakespeare"}
+ONLY_WHEN_NAMED = {"growth", "reversal", "shakespeare"}
 THREAD_VARIABLES = ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS")
 
 

@@ -23,6 +23,10 @@ def plot(records: Sequence[Record], output: Path) -> None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
+    if turned := [r for r in records if "accuracy_by_length" in r]:
+        from .reversal import draw
+
+        return draw(turned, output)
     bars = [r for r in records if "times_best_peer" in r and "axis" not in r]
     curves: dict[str, list[Record]] = {}
     for record in records:

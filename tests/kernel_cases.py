@@ -85,33 +85,48 @@ def _linear(rng, R, C):
 
 
 def _heads(rng, R, C):
-    """One batch row, two heads, R queries, up to 64 keys."""
+    """Three batch rows, two heads, R queries, up to 64 keys; and a bias for all rows."""
     S = min(C, 64)
-    return (rng.standard_normal((1, 2, n, w)) for n, w in ((R, 5), (S, 5), (S, 3)))
+    q, k, v = (rng.standard_normal((3, 2, n, w)) for n, w in ((R, 5), (S, 5), (S, 3)))
+    return q, k, v, rng.standard_normal((1, 2, R, S))
 
 
 RULES = Rules(causal=True, mask=None, scale=0.5)
 
 
 def _attention(rng, R, C):
-    return (*_heads(rng, R, C), None, RULES, True)
+    return (*_heads(rng, R, C), RULES, True)
+
+
+def _attention_through(function, q, k, v, bias, rules, keep):
+    """Results and probabilities without a bias, and with one."""
+    return tuple(a for some in (None, bias) for a in function(q, k, v, some, rules, keep)[:2])
 
 
 def _attention_back(rng, R, C):
-    return rng.standard_normal((1, 2, R, 3)), *_heads(rng, R, C)
+    return rng.standard_normal((3, 2, R, 3)), *_heads(rng, R, C)
 
 
-def _attention_through(keep):
-    """The gradients of queries, keys and values, from probabilities that were kept or are made again."""
+def _log_sum_of(q, k, bias):
+    """What the compiled forward pass keeps where probabilities are many: of each row, minus infinity's for none."""
+    T, S = q.shape[2], k.shape[2]
+    s = q @ k.swapaxes(-1, -2) * q.dtype.type(RULES.scale) + bias
+    e = np.where(np.tri(T, S, S - T, dtype=bool), np.exp(s), 0).sum(axis=-1)
+    with np.errstate(divide="ignore"):
+        return np.where(e == 0, np.inf, np.log(e)).astype(q.dtype).reshape(-1)
 
-    def through(function, g, q, k, v):
-        found = attention_forward(q, k, v, None, RULES, True)
+
+def _attention_back_through(function, g, q, k, v, bias):
+    """The gradients without a bias and with one, from probabilities that were kept or are made again."""
+    results = []
+    for some, keep in ((None, True), (bias, True), (bias, False)):
+        found = attention_forward(q, k, v, some, RULES, True)
         into = np.empty_like(q), np.empty_like(k), np.empty_like(v)
-        found = found if keep else found._replace(p=None)
-        function(g, None, q, k, v, None, RULES, found, into)
-        return into
-
-    return through
+        if not keep:
+            found = found._replace(p=None, log_sum=_log_sum_of(q, k, some))
+        g_bias = function(g, None, q, k, v, some, RULES, found, into)
+        results += [*into, g_bias] if some is not None else into
+    return tuple(results)
 
 
 def _mapped(rng, R, C):
@@ -152,6 +167,37 @@ def _attend_few(rng, R, C):
     return rng.standard_normal((R, 30)), keys, values, start, real, 0.5, np.zeros((R, 10))
 
 
+def _cell(rng, R, C, gates):
+    """Gates between -1 and 1 as they are behind tanh, some rows of which are padding, and so many wide."""
+    return np.tanh(rng.standard_normal((R, gates * C))), rng.uniform(size=R) < 0.8
+
+
+def _lstm(rng, R, C):
+    a, real = _cell(rng, R, C, 4)
+    return (2 * a, *rng.standard_normal((2, R, C)), real, *np.zeros((2, R, C)))
+
+
+def _lstm_back(rng, R, C):
+    a, real = _cell(rng, R, C, 4)
+    return (*rng.standard_normal((2, R, C)), a, *rng.standard_normal((2, R, C)), real, 0 * a)
+
+
+def _gru(rng, R, C):
+    a, real = _cell(rng, R, C, 3)
+    u, bias = rng.standard_normal((R, 3 * C)), rng.standard_normal(C)
+    return (2 * a, u, bias, _rows(rng, R, C), real, *np.zeros((2, R, C)))
+
+
+def _gru_back(rng, R, C):
+    a, real = _cell(rng, R, C, 3)
+    return (*rng.standard_normal((1, R, C)), a, *rng.standard_normal((2, R, C)), real, 0 * a, 0 * a)
+
+
+def _rnn_back(rng, R, C):
+    a, real = _cell(rng, R, C, 1)
+    return _rows(rng, R, C), a, real, 0 * a
+
+
 KERNEL_CASES = {
     "erf": KernelCase(lambda rng, R, C: (_rows(rng, R, C),)),
     "gelu_forward": KernelCase(lambda rng, R, C: (_rows(rng, R, C),)),
@@ -182,10 +228,8 @@ KERNEL_CASES = {
         in_place=(0, 1),
     ),
     "linear_cross_entropy": KernelCase(_linear),
-    "attention_forward": KernelCase(
-        _attention, through=lambda function, *arguments: function(*arguments)[:2]
-    ),
-    "attention_pullback": KernelCase(_attention_back, through=_attention_through(keep=True)),
+    "attention_forward": KernelCase(_attention, through=_attention_through),
+    "attention_pullback": KernelCase(_attention_back, through=_attention_back_through),
     "linear_forward": KernelCase(_mapped),
     "linear_gelu_forward": KernelCase(lambda rng, R, C: (*_mapped(rng, R, C), R % 2 == 0)),
     "sum_rows": KernelCase(lambda rng, R, C: (_rows(rng, R, C),)),
@@ -202,6 +246,15 @@ KERNEL_CASES = {
     ),
     "adamw_update": KernelCase(_adam, in_place=(0, 2, 3)),
     "sum_of_squares": KernelCase(lambda rng, R, C: (_rows(rng, R, C),)),
+    "rnn_gates": KernelCase(
+        lambda rng, R, C: (_rows(rng, R, C), _rows(rng, R, C), rng.uniform(size=R) < 0.8),
+        in_place=(0,),
+    ),
+    "rnn_gates_pullback": KernelCase(_rnn_back, in_place=(0, 3)),
+    "lstm_gates": KernelCase(_lstm, in_place=(0, 4, 5)),
+    "lstm_gates_pullback": KernelCase(_lstm_back, in_place=(0, 1, 6)),
+    "gru_gates": KernelCase(_gru, in_place=(0, 5, 6)),
+    "gru_gates_pullback": KernelCase(_gru_back, in_place=(0, 5, 6)),
     "dropout_forward": KernelCase(lambda rng, R, C: (_rows(rng, R, C), 0.3, 11)),
     "dropout_pullback": KernelCase(lambda rng, R, C: (_rows(rng, R, C), 0.3, 11)),
 }

@@ -30,7 +30,7 @@ TEXT = "the cat sat on the mat and the dog sat on the log. " * 20
 KOREAN = "옛날 옛적에 호랑이가 산골 마을에 살았습니다.\n떡 하나 주면 안 잡아먹지!\n" * 30
 VERBS = (
     *("pretrain", "generate", "evaluate", "explain", "models", "objectives", "plot", "gradcheck"),
-    *("doctor", "tokenizer", "tokenizer train", "tokenizer show"),
+    *("attention", "doctor", "tokenizer", "tokenizer train", "tokenizer show"),
 )
 
 
@@ -337,8 +337,10 @@ def test_explain_shows_losses_of_a_model(say, finished):
     assert "6 labels, " in out
     code, out, _ = say("explain", "causal-lm", "the cat", "--model", finished[0], "--json")
     found = json.loads(out)
-    assert len(found["positions"]) == found["labels"] == 6
-    assert found["positions"][2]["sees"] == [0, 1, 2]
+    (part,), (term,) = found["parts"], found["terms"]
+    assert len(part["positions"]) == found["labels"] == term["labels"] == 6
+    assert part["positions"][2]["sees"] == [0, 1, 2]
+    assert found["loss"] == pytest.approx(sum(term["losses"]) / 6)
 
 
 @pytest.mark.parametrize("tokenizer", ["chars", "bytes"])
@@ -348,6 +350,77 @@ def test_explain_needs_no_model(say, tokenizer):
     assert "'t'    'o'     0\n" in out
     assert "4 labels" in out
     assert "■ ■ · ·" in out
+
+
+def test_explain_shows_what_is_hidden(say):
+    seen = [
+        say("explain", "mlm", "The cat sat on the mat", f"--seed={seed}")[1] for seed in (0, 0, 4)
+    ]
+    assert seen[0] == seen[1] != seen[2]
+    assert "[CLS]" in seen[2]
+    assert re.search(r"\[MASK\] +' \w+' +' \w+' +0 to 7\n", seen[2])
+    assert "Each position may see all." in seen[2]
+    assert "\n1 label\n" in seen[2]
+
+
+def test_explain_shows_two_passages_and_both_terms(say):
+    code, out, _ = say("explain", "mlm+nsp", "The cat sat. It slept. It woke.")
+    assert code == 0
+    assert "segment" in out
+    assert re.search(r"\ntokens: \d labels?\npairs: 1 label \(", out)
+
+
+def test_explain_shows_both_parts_of_a_pair(say):
+    code, out, _ = say("explain", "seq2seq", "the cat => le chat")
+    assert code == 0
+    assert "encoder\n" in out
+    assert re.search(r"0  </s> +'le' +0 +0 to 2\n", out)
+    assert say("explain", "seq2seq", "the cat", "--target", "le chat")[1] == out
+
+
+# Attention
+
+
+def test_attention_is_written_as_a_page(say, finished, tmp_path):
+    code, out, _ = say("attention", finished[0], "the cat", "--output=new/page.html")
+    assert code == 0
+    assert "self: 1 layer of 2 heads, 7 x 7 tokens\n" in out
+    assert "page.html" in out
+    page = (tmp_path / "new" / "page.html").read_text(encoding="utf-8")
+    assert page.startswith("<!doctype html>")
+    found = json.loads(say("attention", finished[0], "the cat", "--json")[1])
+    assert found["bytes"] == (tmp_path / "attention.html").stat().st_size
+    assert found["maps"][0]["keys"][3:5] == ["␣", "c"]
+
+
+def test_attention_is_drawn_as_a_picture(say, finished, tmp_path):
+    pytest.importorskip("matplotlib")
+    code, out, _ = say("attention", finished[0], "the cat", "--output=a.png")
+    assert code == 0
+    assert "a picture" in out
+    assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "said"),
+    [
+        (
+            ["the", "--output=a.svg"],
+            2,
+            "--output a.svg: expected a name that ends in .html or .png",
+        ),
+        (["the", "--pair=cat"], 2, "A Gpt2 reads one text, and two were given"),
+        (["the", "--target=cat"], 2, "A Gpt2 has one part"),
+        ([""], 1, "The text is empty"),
+        (["the cat " * 4], 1, "32 tokens, but this GPT-2 has 16 positions"),
+        (["the 고양이"], 1, "'고'"),
+    ],
+)
+def test_attention_that_cannot_be_drawn_is_told_why(say, finished, arguments, code, said):
+    found, out, err = say("attention", finished[0], *arguments)
+    assert (found, out) == (code, "")
+    assert said in err
+    assert not Path("attention.html").exists()
 
 
 def test_runs_are_plotted_as_text_or_picture(say, finished, tmp_path):
@@ -512,7 +585,7 @@ def test_a_folder_without_text_is_refused(say, tmp_path):
         ("", "No verb. Known: pretrain"),
         ("pretran", "No verb 'pretran'. Did you mean 'pretrain'?"),
         ("pretrain", "Which model?"),
-        ("pretrain gtp2", "No model 'gtp2'. Did you mean 'gpt2'? Known: gpt2"),
+        ("pretrain gtp2", "No model 'gtp2'. Did you mean 'gpt2'? Known: "),
         ("pretrain gpt2 --objective casual-lm", "Did you mean 'causal-lm'?"),
         ("pretrain gpt2 --stepz 4", "No option '--stepz'. Did you mean '--steps'?"),
         ("pretrain gpt2 --step 4", "No option '--step'. Did you mean '--steps'?"),
@@ -536,6 +609,10 @@ def test_a_folder_without_text_is_refused(say, tmp_path):
         ("generate run --max-new-tokens 0", "--max-new-tokens: 0 is too small"),
         ("generate run --temperature nan", "--temperature: nan: expected a finite number"),
         ("explain causal-ml text", "No objective 'causal-ml'. Did you mean 'causal-lm'?"),
+        ("explain mlm text --seed x", "--seed: 'x' is not a whole number"),
+        ("explain seq2seq text", "reads pairs of texts, and there is one"),
+        ("explain mlm text --target x", "reads one text, so there is no target"),
+        ("attention run text --output a.jpg", "ends in .html or .png"),
         ("plot run --output loss.jpg", "ends in .png"),
         ("gradcheck sofmax", "Did you mean softmax"),
         ("tokenizer", "tokenizer train, or tinyplm tokenizer show?"),
@@ -584,8 +661,9 @@ def test_a_config_that_is_wrong_is_told_where(say, tmp_path, content, said):
         ("generate none", "There is no folder none"),
         ("generate .", "no config.json"),
         ("evaluate none --data text.txt", "There is no folder none"),
-        ("explain causal-lm x --tokenizer chars", "at least 2"),
+        ("explain causal-lm x --tokenizer chars", "too few for objective 'causal-lm'"),
         ("explain causal-lm text --tokenizer none", "no tokenizer at none"),
+        ("attention none text", "There is no folder none"),
         ("plot none", "none cannot be read"),
         ("tokenizer show none text", "no tokenizer at none"),
         ("tokenizer train --data none --output x", "no file or folder none"),
@@ -690,7 +768,7 @@ def test_models_are_counted_without_being_built(say):
 def test_objectives_say_what_they_do(say):
     code, out, _ = say("objectives")
     assert code == 0
-    assert "causal-lm  Predict each token from those before it.  gpt2" in out
+    assert re.search(r"causal-lm +Predict each token from those before it\. +gpt2", out)
     assert json.loads(say("objectives", "--json")[1])["objectives"]["causal-lm"]["models"]
 
 

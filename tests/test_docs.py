@@ -30,3 +30,18 @@ def test_the_first_two_commands_do_all_the_set_up():
         "pip install -e '.[fast]' && tinyplm pretrain gpt2",
         "pip install -e '.[test]' && pytest",
     ]
+
+
+PAGES = {"recurrent_lm": "lstm"}
+"""Pages that are named after the best known of several papers."""
+
+MODELS = sorted(path.stem for path in (ROOT / "tinyplm" / "models").glob("[a-z]*.py"))
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_every_model_has_the_page_of_its_paper(name):
+    page = ROOT / "docs" / "papers" / f"{PAGES.get(name, name)}.md"
+    text = page.read_text(encoding="utf-8")
+    for part in ("in five lines", f"models/{name}.py", "tinyplm pretrain", "differs from the paper"):
+        assert part in text, part
+    assert re.search(r"arXiv[: ]\d{4}\.\d{4,5}|no arXiv number", text)

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from .hub import save_pretrained as save_pretrained
     from .kernels.precision import precision as precision
     from .nn import quantize as quantize
+    from .recipes.pipeline import pipeline as pipeline
     from .text import Tokenizer as Tokenizer
 
 __version__ = "0.1.0"
@@ -23,6 +24,7 @@ _ON_FIRST_USE = {
     "Tokenizer": "text",
     "from_pretrained": "hub",
     "load": "hub",
+    "pipeline": "recipes.pipeline",
     "precision": "kernels.precision",
     "quantize": "nn",
     "save_pretrained": "hub",

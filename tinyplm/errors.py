@@ -44,5 +44,13 @@ class NonFiniteError(TinyplmError, FloatingPointError):
     """A NaN or an infinity where none may be."""
 
 
+class DeviceError(TinyplmError, RuntimeError):
+    """A graphics card or its compiler that cannot do what is asked of it."""
+
+
+class DeviceMemoryError(TinyplmError, MemoryError):
+    """No room on a graphics card."""
+
+
 class TinyplmWarning(UserWarning):
     """Something a user should know that does not stop the work."""

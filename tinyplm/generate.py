@@ -9,10 +9,13 @@ given the same logits, and for sampling the same draws. Where this differs, it i
 - repetition penalty: Keskar et al., 2019, "CTRL", section 4.1, arXiv:1909.05858
 - no repeated n-grams: Paulus et al., 2018, "A deep reinforced model for abstractive
   summarization", arXiv:1705.04304
-- a beam's score is its sum of log-probabilities over length ** length_penalty; this is not the
-  ((5 + length) / 6) ** a of Wu et al., 2016, arXiv:1609.08144, which T5 and GPT-3 report
+- a beam's score is its sum of log-probabilities over length ** length_penalty, or, with
+  length_normalization="gnmt", over ((5 + length) / 6) ** length_penalty as in Wu et al., 2016,
+  arXiv:1609.08144, eq. 14 (without their coverage), which the Transformer, T5 and GPT-3 report
 
-A model is anything that follows `LanguageModel`. Its logits pass through small functions, in this
+A model is anything that follows `LanguageModel`, or an `EncoderDecoder`, which becomes one by
+reading the texts; what is written then begins with its start token, which lengths count like a
+prompt of one token. Its logits pass through small functions, in this
 order:
 
     penalize_repetition, ban_repeated_ngrams, forbid_eos          always
@@ -78,6 +81,26 @@ class LanguageModel(Protocol):
         """
 
 
+class ConditionedModel(LanguageModel, Protocol):
+    """A language model that looks at a text for each row."""
+
+    def chosen(self, rows: Array) -> "ConditionedModel":
+        """The same looking at text rows[i] in row i; there may be more or fewer rows than before.
+
+        Called when rows change their texts, with or without a cache, which is reordered apart.
+        """
+
+
+class EncoderDecoder(Protocol):
+    """What generation needs of a model that reads one text and writes another."""
+
+    config: Any
+    """As a language model's, and has decoder_start, the token that what is written begins with."""
+
+    def conditioned(self, input_ids: Array, attention_mask: Array | None) -> ConditionedModel:
+        """The language model that the decoder is, given texts (B, S) padded on either side."""
+
+
 class ExponentialSource(Protocol):
     """What sampling needs of a generator; np.random.Generator has it."""
 
@@ -92,7 +115,7 @@ class Beams(NamedTuple):
     """(B * num_return_sequences, T), prompt included, padded on the right."""
 
     scores: Array
-    """(B * num_return_sequences,) float32: log-probability over length ** length_penalty."""
+    """(B * num_return_sequences,) float32: log-probability, normalised by length as asked."""
 
 
 # --- scores in, scores out ------------------------------------------------------------------------
@@ -237,12 +260,31 @@ class _Plan:
     no_repeat_ngram_size: int
     num_beams: int
     length_penalty: float
+    length_normalization: str
     early_stopping: bool | str
     num_return_sequences: int
     eos: Array
     pad: int
     use_cache: bool
     rng: ExponentialSource | None
+
+    def divisor(self, length: int) -> float:
+        """What the log-probability of so many new tokens is divided by."""
+        base = length if self.length_normalization == "power" else (5 + length) / 6
+        return float(base**self.length_penalty)
+
+
+def _conditioned(model: Any, input_ids: Any, settings: dict[str, Any]) -> tuple[Any, _Plan]:
+    """The language model to write with and the plan, once an encoder-decoder has read the texts."""
+    if not hasattr(model, "conditioned"):
+        return model, _prepare(model, input_ids, **settings)
+    texts = _checked_shape(input_ids)
+    mask, pad = settings["attention_mask"], settings["pad_token_id"]
+    start = np.full((len(texts), 1), model.config.decoder_start, dtype=np.int64)
+    plan = _prepare(model, start, **(settings | {"attention_mask": np.ones_like(start)}))
+    if mask is None and pad is not None and pad not in plan.eos and (texts == pad).any():
+        mask = (texts != pad).astype(np.int64)
+    return model.conditioned(texts, mask), plan
 
 
 def _prepare(
@@ -262,6 +304,7 @@ def _prepare(
     no_repeat_ngram_size: int = 0,
     num_beams: int = 1,
     length_penalty: float = 1.0,
+    length_normalization: str = "power",
     early_stopping: bool | str = False,
     num_return_sequences: int = 1,
     eos_token_id: int | Sequence[int] | None = None,
@@ -294,6 +337,11 @@ def _prepare(
         )
     if early_stopping is not True and early_stopping is not False and early_stopping != "never":
         raise ConfigError(f"early_stopping={early_stopping!r}; it must be True, False or 'never'.")
+    if length_normalization not in ("power", "gnmt"):
+        raise ConfigError(
+            f"length_normalization={length_normalization!r}; it must be 'power', length ** "
+            "length_penalty, or 'gnmt', ((5 + length) / 6) ** length_penalty."
+        )
     end, least = _checked_lengths(
         ids.shape[1],
         model.config.positions,
@@ -323,6 +371,7 @@ def _prepare(
         no_repeat_ngram_size=_whole("no_repeat_ngram_size", no_repeat_ngram_size, 0),
         num_beams=num_beams,
         length_penalty=length_penalty,
+        length_normalization=length_normalization,
         early_stopping=early_stopping,
         num_return_sequences=num_return_sequences,
         eos=eos,
@@ -353,8 +402,8 @@ def _number(name: str, value: Any, *, positive: bool = False, at_most: float = m
     raise ConfigError(f"{name}={value!r}; it must be {expected}.{hint}")
 
 
-def _checked_ids(input_ids: Any, vocabulary: int) -> Array:
-    """The prompt as (B, T) int64."""
+def _checked_shape(input_ids: Any) -> Array:
+    """Ids as (B, T) int64."""
     try:
         ids = np.asarray(input_ids)
     except ValueError as error:
@@ -374,6 +423,12 @@ def _checked_ids(input_ids: Any, vocabulary: int) -> Array:
         )
     if not np.issubdtype(ids.dtype, np.integer):
         raise DtypeError(f"input_ids has dtype {ids.dtype}; token ids are integers. Pass int64.")
+    return ids
+
+
+def _checked_ids(input_ids: Any, vocabulary: int) -> Array:
+    """The prompt as (B, T) int64."""
+    ids = _checked_shape(input_ids)
     if ids.max() >= vocabulary:
         row, column = np.unravel_index(int(ids.argmax()), ids.shape)
         seen = int(ids[row, column])
@@ -515,6 +570,7 @@ class _Reader:
             whole[:, :prompt] = plan.mask
         self.mask = None if plan.mask is None else whole
         self.positions = np.where(whole == 1, whole.cumsum(axis=1) - 1, 0)
+        self._texts = np.arange(rows)  # which text each row looks at
 
     def next_logits(self, ids: Array) -> Array:
         """Logits (rows, V), float32, after the last of ids (rows, T)."""
@@ -537,6 +593,10 @@ class _Reader:
         """Go on with these rows, in this order; a row may be chosen several times."""
         if self.cache is not None:
             self.cache.reorder(rows)
+        texts = self._texts[rows]
+        if hasattr(self.model, "chosen") and not np.array_equal(texts, self._texts):
+            self.model = self.model.chosen(rows)
+        self._texts = texts
         self.positions = self.positions[rows]
         self.mask = None if self.mask is None else self.mask[rows]
 
@@ -621,7 +681,7 @@ def _leading_padding(plan: _Plan, repeats: int) -> Array | None:
 
 
 def generate(
-    model: LanguageModel,
+    model: LanguageModel | EncoderDecoder,
     input_ids: Any,
     *,
     attention_mask: Any = None,
@@ -637,6 +697,7 @@ def generate(
     no_repeat_ngram_size: int = 0,
     num_beams: int = 1,
     length_penalty: float = 1.0,
+    length_normalization: str = "power",
     early_stopping: bool | str = False,
     num_return_sequences: int = 1,
     eos_token_id: int | Sequence[int] | None = None,
@@ -645,11 +706,13 @@ def generate(
     rng: ExponentialSource | None = None,
     on_token: Callable[[Array], None] | None = None,
 ) -> Array:
-    """Prompts with their continuations, as ids.
+    """Prompts with their continuations, as ids; of an encoder-decoder, what it writes for texts.
 
     Args:
-        model: the language model.
-        input_ids: prompts, (B, T) integers; shorter ones padded on the left.
+        model: the language model, or an encoder-decoder.
+        input_ids: prompts, (B, T) integers; shorter ones padded on the left. For an
+            encoder-decoder the texts that it reads, padded on either side; the prompt is its start
+            token then.
         attention_mask: (B, T), 1 for a token and 0 for padding. Without it padding is recognised by
             pad_token_id, unless that also ends sequences: where the id may be a real token, pass
             the mask. Positions count real tokens only.
@@ -672,6 +735,8 @@ def generate(
             ranked.
         length_penalty: exponent on the length that divides a beam's score: above 0 favours longer
             ones.
+        length_normalization: "power" divides by length ** length_penalty, "gnmt" by
+            ((5 + length) / 6) ** length_penalty, whose usual exponent is 0.6.
         early_stopping: when a beam search ends: True at num_beams finished sequences, False when
             improvement is unlikely, "never" when it is impossible (exact for length_penalty up to
             0; textbook search with 0).
@@ -686,7 +751,8 @@ def generate(
             beams.
 
     Returns:
-        (B * num_return_sequences, up to max_length) int64, prompt and end token included.
+        (B * num_return_sequences, up to max_length) int64, prompt (or start token) and end token
+        included.
 
     Raises:
         ShapeError: the prompt is not (B, T), empty, padded on the right, too long, or has an id out
@@ -695,49 +761,52 @@ def generate(
         ConfigError: a setting that cannot be, or rules that ban every token.
         NonFiniteError: the model's logits are not finite.
     """
-    plan = _prepare(
-        model,
-        input_ids,
-        attention_mask=attention_mask,
-        max_new_tokens=max_new_tokens,
-        max_length=max_length,
-        min_new_tokens=min_new_tokens,
-        min_length=min_length,
-        do_sample=do_sample,
-        temperature=temperature,
-        top_k=top_k,
-        top_p=top_p,
-        repetition_penalty=repetition_penalty,
-        no_repeat_ngram_size=no_repeat_ngram_size,
-        num_beams=num_beams,
-        length_penalty=length_penalty,
-        early_stopping=early_stopping,
-        num_return_sequences=num_return_sequences,
-        eos_token_id=eos_token_id,
-        pad_token_id=pad_token_id,
-        use_cache=use_cache,
-        rng=rng,
-    )
+    settings = {
+        "attention_mask": attention_mask,
+        "max_new_tokens": max_new_tokens,
+        "max_length": max_length,
+        "min_new_tokens": min_new_tokens,
+        "min_length": min_length,
+        "do_sample": do_sample,
+        "temperature": temperature,
+        "top_k": top_k,
+        "top_p": top_p,
+        "repetition_penalty": repetition_penalty,
+        "no_repeat_ngram_size": no_repeat_ngram_size,
+        "num_beams": num_beams,
+        "length_penalty": length_penalty,
+        "length_normalization": length_normalization,
+        "early_stopping": early_stopping,
+        "num_return_sequences": num_return_sequences,
+        "eos_token_id": eos_token_id,
+        "pad_token_id": pad_token_id,
+        "use_cache": use_cache,
+        "rng": rng,
+    }
+    writer, plan = _conditioned(model, input_ids, settings)
     if plan.num_beams == 1:
-        return _one_by_one(model, plan, on_token)
+        return _one_by_one(writer, plan, on_token)
     if on_token is not None:
         raise ConfigError(
             f"on_token with num_beams={plan.num_beams}: a beam search knows its text only at the "
             "end. Use num_beams=1."
         )
-    return _beam_search(model, plan).ids
+    return _beam_search(writer, plan).ids
 
 
-def beam_search(model: LanguageModel, input_ids: Any, *, num_beams: int, **settings: Any) -> Beams:
+def beam_search(
+    model: LanguageModel | EncoderDecoder, input_ids: Any, *, num_beams: int, **settings: Any
+) -> Beams:
     """The best sequences that num_beams running ones lead to, with their scores.
 
     Args:
-        model: the language model.
-        input_ids: prompts, (B, T) integers; shorter ones padded on the left.
+        model: the language model, or an encoder-decoder.
+        input_ids: prompts, or the texts that an encoder-decoder reads, as for `generate`.
         num_beams: beams per prompt; 1 is allowed here.
         **settings: those of `generate`, except on_token.
     """
-    return _beam_search(model, _prepare(model, input_ids, num_beams=num_beams, **settings))
+    given = {"attention_mask": None, "pad_token_id": None, "num_beams": num_beams} | settings
+    return _beam_search(*_conditioned(model, input_ids, given))
 
 
 def _one_by_one(
@@ -846,7 +915,7 @@ def _beam_search(model: LanguageModel, plan: _Plan) -> Beams:
         # candidates.
         ends = done & (np.arange(M) < K)
         closed = ~improvable | (ended.all(axis=1, keepdims=True) & (plan.early_stopping is True))
-        final = candidate_scores / float(new**plan.length_penalty)
+        final = candidate_scores / plan.divisor(new)
         final = np.where(ends & ~closed, final, _NEVER)
         scores_BN = np.concatenate((ended_scores, final), axis=1)
         best = _top(scores_BN, K)
@@ -860,7 +929,7 @@ def _beam_search(model: LanguageModel, plan: _Plan) -> Beams:
         # Could the best running beam still displace the worst that ended? Once no, always no.
         hopeful = plan.early_stopping == "never" and plan.length_penalty > 0
         span = plan.max_length - prompt if hopeful else new
-        possible = running_scores[:, :1] / float(span**plan.length_penalty)
+        possible = running_scores[:, :1] / plan.divisor(span)
         improvable &= possible > ended_scores.min(axis=1, keepdims=True)
         full = plan.early_stopping is True and ended.all()
         if not improvable.any() or full or done.all():

@@ -68,6 +68,13 @@ def test_the_definition_or_a_variant_can_be_forced(kernel):
     assert kernel(np.ones(1))[0] == "first"
 
 
+def test_a_variant_by_name_computes_only_where_it_is_asked_for(kernel):
+    kernel.variant("named", library="numpy", by_name=True)(lambda: lambda x: ("named", x))
+    assert kernel(np.ones(1))[0] == "definition"
+    with kernel.using("named"):
+        assert kernel(np.ones(1))[0] == "named"
+
+
 def test_forcing_ends_with_an_error(kernel):
     kernel.variant("first", library="numpy")(lambda: lambda x: ("first", x))
     with pytest.raises(KeyError), kernel.using("reference"):

@@ -7,7 +7,7 @@ torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
 import tinyplm  # noqa: E402
-from tinyplm.hub.gpt2 import their_names  # noqa: E402
+from tinyplm.hub.gpt2 import write_arrays  # noqa: E402
 from tinyplm.models.gpt2 import Gpt2, Gpt2Config  # noqa: E402
 from tinyplm.nn import Inspection  # noqa: E402
 from tinyplm.objectives import CausalLM  # noqa: E402
@@ -125,14 +125,12 @@ def compare(ours, theirs, dtype, padding):
     their_loss.backward()
     assert_close(loss.array, their_loss, dtype, "loss")
     their_parameters = dict(theirs.named_parameters())
-    names = their_names(ours.config)
-    parameters = ours.named_parameters()
-    assert {names[name] for name in parameters} == set(their_parameters)
-    for name, parameter in parameters.items():
-        assert parameter.grad.dtype == dtype
-        assert_close(
-            parameter.grad, their_parameters[names[name]].grad, dtype, f"gradient of {name}"
-        )
+    gradients = {name: p.grad for name, p in ours.named_parameters().items()}
+    assert all(gradient.dtype == dtype for gradient in gradients.values())
+    named = write_arrays(ours.config, gradients)
+    assert set(named) == set(their_parameters)
+    for name, gradient in named.items():
+        assert_close(gradient, their_parameters[name].grad, dtype, f"gradient of {name}")
 
 
 @pytest.mark.parametrize("dtype", BOUNDS)

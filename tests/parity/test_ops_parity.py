@@ -119,10 +119,23 @@ def attention(
     return (used @ v, p) if return_probabilities else used @ v
 
 
-def packed_attention(qkv, heads, **rules):
+def packed_attention(qkv, bias, heads, **rules):
     B, T, width = qkv.shape
     q, k, v = qkv.reshape(B, T, 3, heads, -1).permute(2, 0, 3, 1, 4)
-    return attention(q, k, v, None, **rules).transpose(1, 2).reshape(B, T, width // 3)
+    return attention(q, k, v, bias, **rules).transpose(1, 2).reshape(B, T, width // 3)
+
+
+def packed_cross_attention(q, kv, heads, **rules):
+    B, T, D = q.shape
+    k, v = kv.reshape(B, -1, 2, heads, D // heads).permute(2, 0, 3, 1, 4)
+    q = q.reshape(B, T, heads, -1).transpose(1, 2)
+    return attention(q, k, v, None, **rules).transpose(1, 2).reshape(B, T, D)
+
+
+def by_difference(x, queries):
+    keys = x.shape[1] - queries + 1
+    place = torch.arange(keys) - torch.arange(queries)[:, None] + queries - 1
+    return x[:, place]
 
 
 def linear_gelu(x, weight, bias, approximate="none"):
@@ -157,11 +170,58 @@ def kl_divergence(log_p, log_q, reduction):
     return rows if reduction == "none" else getattr(rows, reduction)()
 
 
+def carried(new, old, real, t):
+    """The new state of real rows, the old of padded ones."""
+    return new if real is None else torch.where(torch.tensor(real[t])[:, None], new, old)
+
+
+def rnn(gates, h, weight, real=None):
+    states = []
+    for t in range(len(gates)):
+        h = carried(torch.tanh(gates[t] + h @ weight), h, real, t)
+        states.append(h)
+    return torch.stack(states) if states else gates * 1
+
+
+def lstm(gates, h, c, weight, real=None):
+    states = []
+    for t in range(len(gates)):
+        i, f, g, o = (gates[t] + h @ weight).chunk(4, dim=-1)
+        cell = torch.sigmoid(f) * c + torch.sigmoid(i) * torch.tanh(g)
+        h = carried(torch.sigmoid(o) * torch.tanh(cell), h, real, t)
+        c = carried(cell, c, real, t)
+        states.append(h)
+    return torch.stack(states) if states else gates[..., : h.shape[-1]] * 1, c * 1
+
+
+def gru(gates, h, weight, bias, real=None):
+    states = []
+    for t in range(len(gates)):
+        (r, z, n), (v, w, u) = gates[t].chunk(3, dim=-1), (h @ weight).chunk(3, dim=-1)
+        r, z = torch.sigmoid(r + v), torch.sigmoid(z + w)
+        n = torch.tanh(n + r * (u + bias))
+        h = carried((1 - z) * n + z * h, h, real, t)
+        states.append(h)
+    return torch.stack(states) if states else gates[..., : h.shape[-1]] * 1
+
+
+def one_step(cell):
+    """A sequence of one step, without its axis of time."""
+
+    def step(gates, *states, real=None):
+        found = cell(gates[None], *states, real=None if real is None else real[None])
+        return (found[0][0], found[1]) if isinstance(found, tuple) else found[0]
+
+    return step
+
+
 TORCH = {
     "abs": torch.abs,
     "add": operator.add,
     "attention": attention,
     "packed_attention": packed_attention,
+    "packed_cross_attention": packed_cross_attention,
+    "by_difference": by_difference,
     "binary_cross_entropy": lambda x, t, reduction: F.binary_cross_entropy_with_logits(
         x, t, reduction=reduction
     ),
@@ -179,6 +239,8 @@ TORCH = {
     "flip": lambda x, axis: torch.flip(x, dims(x, axis)),
     "gelu": F.gelu,
     "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"),
+    "gru": gru,
+    "gru_step": one_step(gru),
     "index": index,
     "kl_divergence": kl_divergence,
     "layer_norm": lambda x, gain, bias, eps: F.layer_norm(x, x.shape[-1:], gain, bias, eps),
@@ -189,6 +251,8 @@ TORCH = {
     "log1p": torch.log1p,
     "log_softmax": lambda x, axis: F.log_softmax(x, axis),
     "logsumexp": over(torch.logsumexp),
+    "lstm": lstm,
+    "lstm_step": one_step(lstm),
     "masked_fill": lambda x, mask, value: x.masked_fill(mask, value),
     "matmul": torch.matmul,
     "max": over(torch.amax),
@@ -212,6 +276,8 @@ TORCH = {
         F.rms_norm(x + branch, x.shape[-1:], gain, eps),
     ),
     "rms_norm": lambda x, gain, eps: F.rms_norm(x, x.shape[-1:], gain, eps),
+    "rnn": rnn,
+    "rnn_step": one_step(rnn),
     "rsqrt": torch.rsqrt,
     "scatter_add": scatter_add,
     "sigmoid": torch.sigmoid,

@@ -7,7 +7,7 @@ torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
 import tinyplm  # noqa: E402
-from tinyplm.hub.gpt2 import their_names  # noqa: E402
+from tinyplm.hub.gpt2 import write_arrays  # noqa: E402
 from tinyplm.objectives import CausalLM  # noqa: E402
 from tinyplm.optim import SGD, AdamW  # noqa: E402
 from tinyplm.optim.schedule import cosine  # noqa: E402
@@ -110,10 +110,10 @@ def test_ten_clipped_and_scheduled_updates_equal_those_of_pytorch(tmp_path, thei
     assert (their_norms < CLIP).any()
     np.testing.assert_allclose(losses, their_losses, rtol=0, atol=1e-9)
     np.testing.assert_allclose(norms, their_norms, rtol=1e-9)
-    parameters, names = dict(theirs.named_parameters()), their_names(ours.config)
-    for name, p in ours.named_parameters().items():
-        expected = parameters[names[name]].detach().numpy()
-        np.testing.assert_allclose(p.array, expected, rtol=0, atol=1e-9, err_msg=name)
+    parameters = dict(theirs.named_parameters())
+    for name, array in write_arrays(ours.config, ours.arrays()).items():
+        expected = parameters[name].detach().numpy()
+        np.testing.assert_allclose(array, expected, rtol=0, atol=1e-9, err_msg=name)
 
 
 def test_ten_updates_in_float32_stay_near_those_of_pytorch_in_float64(tmp_path, theirs):

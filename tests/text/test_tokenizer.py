@@ -312,11 +312,11 @@ def test_settings_that_cannot_be_are_refused():
 def test_a_missing_tokenizer_says_what_was_found(tmp_path):
     with pytest.raises(MissingFileError, match="no such file or folder"):
         Tokenizer.load(tmp_path / "nothing")
-    (tmp_path / "spiece.model").write_bytes(b"x")
-    with pytest.raises(MissingFileError, match=r"found spiece\.model"):
+    (tmp_path / "weights.bin").write_bytes(b"x")
+    with pytest.raises(MissingFileError, match=r"found weights\.bin"):
         Tokenizer.load(tmp_path)
     with pytest.raises(CheckpointError, match="not a tokenizer file"):
-        Tokenizer.load(tmp_path / "spiece.model")
+        Tokenizer.load(tmp_path / "weights.bin")
 
 
 BPE = {"type": "BPE", "vocab": {"a": 0, "b": 1, "ab": 2}, "merges": [["a", "b"]]}

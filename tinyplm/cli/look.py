@@ -7,7 +7,7 @@ from typing import Any
 
 from ..errors import ConfigError
 from .console import Console, shows, table
-from .parser import UsageError, known_name
+from .parser import UsageError, natural
 
 LARGEST_PICTURE = 24
 """Positions up to which the picture of what may be seen is drawn."""
@@ -36,17 +36,29 @@ def add(verbs: Any) -> None:
     parser = verbs.add_parser(
         "explain",
         help="show what an objective makes of a text",
-        description="What goes in, what has to be predicted, and what each position may look at.",
-        example='tinyplm explain causal-lm "The cat sat on the mat"',
+        description="What goes in, what is hidden, what has to be predicted, and what each position may look at.",
+        example='tinyplm explain mlm "The cat sat on the mat"',
     )
-    parser.add_argument("objective", metavar="OBJECTIVE", help="see: tinyplm objectives")
-    parser.add_argument("text", metavar="TEXT", help="in quotes")
+    parser.add_argument(
+        "objective", metavar="OBJECTIVE", help="see: tinyplm objectives; several are joined by +"
+    )
+    parser.add_argument(
+        "text", metavar="TEXT", help="in quotes; for pairs of texts 'source => target'"
+    )
+    parser.add_argument("--target", metavar="TEXT", help="of a pair, if it is not in TEXT")
     parser.add_argument(
         "--tokenizer",
         metavar="NAME",
         help="chars, bytes, or the path of a tokenizer (default: that of --model, or each word a token)",
     )
     parser.add_argument("--model", metavar="DIR", help="also show what each label costs this model")
+    parser.add_argument(
+        "--seed",
+        metavar="N",
+        type=natural,
+        default=0,
+        help="another hides other tokens (default: 0)",
+    )
     parser.add_argument("--json", action="store_true", help="print the result as one JSON object")
     parser.set_defaults(run=explain, parser=parser)
 
@@ -76,11 +88,11 @@ def models(args: argparse.Namespace, console: Console) -> int:
             "sizes": {
                 size: {
                     "parameters": entry.build(config, rng=None).parameter_count,
-                    "layers": config.layers,
-                    "heads": config.heads,
-                    "hidden_size": config.hidden_size,
-                    "positions": config.positions,
-                    "vocab_size": config.vocab_size,
+                    # A recurrent model has no heads, and no longest text.
+                    **{
+                        name: getattr(config, name, None)
+                        for name in ("layers", "heads", "hidden_size", "positions", "vocab_size")
+                    },
                 }
                 for size, config in entry.sizes.items()
             },
@@ -90,9 +102,8 @@ def models(args: argparse.Namespace, console: Console) -> int:
     for name, entry in found.items():
         console.result(f"{name}: {entry['paper']}\nlearns from: {', '.join(entry['objectives'])}\n")
         header = ("size", "parameters", "layers", "heads", "width", "positions", "vocabulary")
-        console.result(
-            table(header, [[size, *facts.values()] for size, facts in entry["sizes"].items()])
-        )
+        rows = [[size, *facts.values()] for size, facts in entry["sizes"].items()]
+        console.result(f"{table(header, rows)}\n" if rows else "no published sizes\n")
     console.value({"models": found})
     return 0
 
@@ -117,21 +128,18 @@ def objectives(args: argparse.Namespace, console: Console) -> int:
 
 def explain(args: argparse.Namespace, console: Console) -> int:
     """Print what an objective makes of a text."""
-    from ..objectives import OBJECTIVES
-    from ..recipes.explain import EXPLAINERS
+    from ..recipes.explain import check_objective, special_tokens
     from ..recipes.explain import explain as recipe
     from ..recipes.trained import open_trained
     from ..text import Tokenizer
 
-    name = known_name("objective", args.objective, OBJECTIVES)
-    if name not in EXPLAINERS:
-        raise UsageError(
-            f"Objective '{name}' has no explanation yet. Known: {', '.join(EXPLAINERS)}."
-        )
+    check_objective(args.objective)
     trained = open_trained(args.model) if args.model else None
     if args.tokenizer in ("chars", "bytes"):
         tokenizer: Tokenizer | None = Tokenizer.train(
-            args.tokenizer, [args.text], special_tokens=()
+            args.tokenizer,
+            [args.text, *([args.target] if args.target else [])],
+            special_tokens=special_tokens(args.objective) or (),
         )
     elif args.tokenizer:
         tokenizer = Tokenizer.load(args.tokenizer)
@@ -146,48 +154,119 @@ def explain(args: argparse.Namespace, console: Console) -> int:
         console.say(
             "Each word is a token here; --tokenizer or --model cut the text as a model would.\n"
         )
-    found = recipe(name, args.text, tokenizer, trained.model if trained else None)
-
-    rows: list[list[Any]] = []
-    for i, (given, target, seen) in enumerate(
-        zip(found.inputs, found.targets, found.visible, strict=True)
-    ):
-        places = [j for j, visible in enumerate(seen) if visible]
-        row = [
-            i,
-            given,
-            target or "",
-            f"{places[0]} to {places[-1]}" if len(places) > 1 else str(places[0]),
-        ]
-        rows.append(row + ([found.losses[i]] if found.losses else []))
-    header = ["position", "input", "target", "may see"] + (["loss (nats)"] if found.losses else [])
-    console.result(table(header, rows))
-    if len(rows) <= LARGEST_PICTURE:
-        yes, no = ("■", "·") if shows("■·") else ("x", ".")
-        console.result("\nWhat each position (down) may see (across):\n")
-        for i, seen in enumerate(found.visible):
-            console.result(f"{i:8}  " + " ".join(yes if visible else no for visible in seen))
-    mean = f", {found.mean_loss:.4f} nats each on average" if found.mean_loss is not None else ""
-    console.result(f"\n{found.labels} label{'' if found.labels == 1 else 's'}{mean}")
+    found = recipe(
+        args.objective,
+        args.text,
+        tokenizer,
+        trained.model if trained else None,
+        target=args.target,
+        seed=args.seed,
+    )
+    for number, part in enumerate(found.parts):
+        _show_part(console, found, number, alone=len(found.parts) == 1)
+        _show_sight(console, part)
+    for note in found.notes:
+        console.result(f"\n{note}")
+    console.result()
+    for term in found.terms:
+        named = f"{term.name}: " if len(found.terms) > 1 else ""
+        if len(found.parts) > 1 and term.part is not None and len(found.terms) > 1:
+            named = f"{found.parts[term.part].name}, {named}"
+        what = "" if term.part is not None else f" ({term.targets[0]})"
+        mean = f", {term.mean:.4f} nats each on average" if term.mean is not None else ""
+        console.result(f"{named}{term.labels} label{'' if term.labels == 1 else 's'}{what}{mean}")
+    if found.loss is not None and len(found.terms) > 1:
+        console.result(f"loss: {found.loss:.4f} nats")
     console.value(
         {
-            "objective": name,
-            "positions": [
+            "objective": args.objective,
+            "parts": [
                 {
-                    "input": given,
-                    "target": target,
-                    "sees": [j for j, visible in enumerate(seen) if visible],
+                    "name": part.name,
+                    "positions": [
+                        {"token": token, "was": was}
+                        | ({} if part.segments is None else {"segment": part.segments[i]})
+                        | ({} if part.visible is None else {"sees": _places(part.visible[i])})
+                        | (
+                            {}
+                            if part.encoder is None
+                            else {"sees_encoder": _places(part.encoder[i])}
+                        )
+                        for i, (token, was) in enumerate(zip(part.tokens, part.was, strict=True))
+                    ],
                 }
-                | ({"loss": found.losses[i]} if found.losses else {})
-                for i, (given, target, seen) in enumerate(
-                    zip(found.inputs, found.targets, found.visible, strict=True)
-                )
+                for part in found.parts
             ],
+            "terms": [
+                {
+                    "name": term.name,
+                    "part": None if term.part is None else found.parts[term.part].name,
+                    "targets": term.targets,
+                    "losses": term.losses,
+                    "labels": term.labels,
+                    "mean_loss": term.mean,
+                }
+                for term in found.terms
+            ],
+            "notes": found.notes,
             "labels": found.labels,
-            "mean_loss": found.mean_loss,
+            "loss": found.loss,
         }
     )
     return 0
+
+
+def _show_part(console: Console, found: Any, number: int, *, alone: bool) -> None:
+    """Print a row for each position of what a model reads."""
+    part = found.parts[number]
+    if not alone:
+        console.result(f"{chr(10) if number else ''}{part.name}\n")
+    columns: dict[str, list[Any]] = {
+        "position": list(range(len(part.tokens))),
+        "input": part.tokens,
+    }
+    if any(part.was):
+        columns["was"] = [was or "" for was in part.was]
+    if part.segments is not None:
+        columns["segment"] = part.segments
+    for term in (term for term in found.terms if term.part == number):
+        columns["target"] = [target or "" for target in term.targets]
+        if term.losses:
+            columns["loss (nats)"] = term.losses
+    for name, sight in (("may see", part.visible), ("in the encoder", part.encoder)):
+        if sight is not None:
+            columns[name] = [_ranges(_places(row)) for row in sight]
+    console.result(table(list(columns), list(zip(*columns.values(), strict=True))))
+
+
+def _show_sight(console: Console, part: Any) -> None:
+    """Draw what each position may look at, where there is room and something to tell."""
+    yes, no = ("■", "·") if shows("■·") else ("x", ".")
+    for where, sight in (("", part.visible), (" in the encoder", part.encoder)):
+        if sight is None or max(len(sight), len(sight[0])) > LARGEST_PICTURE:
+            continue
+        if all(map(all, sight)):
+            console.result(f"\nEach position may see all{where}.")
+            continue
+        console.result(f"\nWhat each position (down) may see (across){where}:\n")
+        for i, row in enumerate(sight):
+            console.result(f"{i:8}  " + " ".join(yes if visible else no for visible in row))
+
+
+def _places(row: list[bool]) -> list[int]:
+    """Where a row is true."""
+    return [place for place, visible in enumerate(row) if visible]
+
+
+def _ranges(places: list[int]) -> str:
+    """Numbers in words, such as 0 to 3, 6."""
+    runs: list[list[int]] = []
+    for place in places:
+        if runs and runs[-1][-1] == place - 1:
+            runs[-1] = [runs[-1][0], place]
+        else:
+            runs.append([place])
+    return ", ".join(" to ".join(map(str, run)) for run in runs) or "nothing"
 
 
 def plot(args: argparse.Namespace, console: Console) -> int:

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from .. import __version__
 from ..errors import ConfigError, TinyplmError, TinyplmWarning
-from . import check, look, pretrain, tokenizer, use
+from . import attention, check, look, pretrain, tokenizer, use
 from .console import Console, debugging
 from .parser import Parser, UsageError
 
@@ -92,7 +92,7 @@ def parser() -> Parser:
     )
     top.add_argument("--version", action="version", version=f"tinyplm {__version__}")
     verbs = top.add_subparsers(metavar="VERB", dest="verb", parser_class=Parser)
-    for group in (pretrain, use, look, tokenizer, check):
+    for group in (pretrain, use, look, attention, tokenizer, check):
         group.add(verbs)
 
     def missing(args: argparse.Namespace, console: Console) -> int:

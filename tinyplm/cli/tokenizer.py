@@ -95,7 +95,7 @@ def train(args: argparse.Namespace, console: Console) -> int:
 
 def show(args: argparse.Namespace, console: Console) -> int:
     """Print the tokens and ids of a text."""
-    from ..recipes.explain import shown_token
+    from ..analysis.reading import shown_token
     from ..text import Tokenizer
 
     tokenizer = Tokenizer.load(args.dir)

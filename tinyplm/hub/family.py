@@ -13,7 +13,14 @@ from ..errors import ConfigError, DtypeError
 from ..types import Array, Generator
 from .entry import TensorEntry, shown
 
-FAMILIES = {"gpt2": "Gpt2"}
+FAMILIES = {
+    "gpt2": "Gpt2",
+    "t5": "T5",
+    "bert": "Bert",
+    "roberta": "Roberta",
+    "tinyplm-recurrent": "RecurrentLM",
+    "tinyplm-seq2seq": "Seq2Seq",
+}
 """Each known model_type and our class for it."""
 
 
@@ -70,9 +77,10 @@ def model_type_of(model: object) -> str:
     Raises:
         DtypeError: it is not a model that can be saved so.
     """
-    for model_type, name in FAMILIES.items():
-        if any(kind.__name__ == name for kind in type(model).__mro__):
-            return model_type
+    named = {name: model_type for model_type, name in FAMILIES.items()}
+    for kind in type(model).__mro__:  # the nearest first: some models are heirs of others
+        if kind.__name__ in named:
+            return named[kind.__name__]
     raise DtypeError(
         f"A {type(model).__name__} cannot be saved as a model folder; known: "
         f"{', '.join(FAMILIES.values())}."

@@ -228,8 +228,14 @@ def _adjust_row(row: Any, bias: Any, mask: Any, b: int, h: int, t: int, seen: in
     """Add the bias to scores, and hide those that the mask hides."""
     hidden = row.dtype.type(-np.inf)
     if bias.size:
-        for s in range(seen):
-            row[s] += bias[b, h, t, s]
+        if bias.strides[3] == row.itemsize:
+            at = address(bias) + b * bias.strides[0] + h * bias.strides[1] + t * bias.strides[2]
+            added = array_at(at, seen, row)
+            for s in range(added.size):
+                row[s] += added[s]
+        else:
+            for s in range(seen):
+                row[s] += bias[b, h, t, s]
     if mask.size:
         for s in range(seen):
             row[s] = row[s] if mask[b, h, t, s] else hidden
@@ -318,15 +324,22 @@ def _forward_part(
 def _pullback_part(
     team: Any, part: int, start: int, stop: int,
     g: Any, q: Any, k: Any, v: Any, bias: Any, mask: Any, times: Any, causal: Any, bar: Any, more: Any, seed: Any,
-    rows: Any, scratch: Any, y: Any, p: Any, log_sum: Any, gq: Any, gk: Any, gv: Any,
+    rows: Any, scratch: Any, y: Any, p: Any, log_sum: Any, gq: Any, gk: Any, gv: Any, together: Any, g_bias: Any,
 ) -> None:  # fmt: skip
-    _, H, T, K = q.shape
+    B, H, T, K = q.shape
     S, J, size, kind = k.shape[2], v.shape[3], q.itemsize, y.dtype.type
     own = scratch[part]
     keys, values, space = own[: K * S], own[K * S : (K + J) * S], own[(K + J) * S :]
     low = kind(-np.inf)
-    for unit in range(start, stop):
-        b, h = unit // H, unit % H
+    # A bias is added to scores that are scaled already: its gradient comes before the scale.
+    outer = kind(1) if g_bias.size else times
+    # An item is a head of some batch rows, one after the other: they add to the same gradient of the bias.
+    for number in range(start * together, stop * together):
+        item = number // together
+        b, h = item // H * together + number % together, item % H
+        if b >= B:
+            continue
+        unit = b * H + h
         q_at = address(q) + b * q.strides[0] + h * q.strides[1]
         k_at = address(k) + b * k.strides[0] + h * k.strides[1]
         y_at = address(y) + b * y.strides[0] + h * y.strides[1]
@@ -398,11 +411,17 @@ def _pullback_part(
                     dropped = array_at(used + size * (t - first) * width, width, space)
                     for s in range(width):
                         factor = more if kept(seed, place + s, bar) else kind(0)
-                        g_row[s] = times * row[s] * (g_row[s] * factor - along)
+                        g_row[s] = outer * row[s] * (g_row[s] * factor - along)
                         dropped[s] = row[s] * factor
                 else:
                     for s in range(width):
-                        g_row[s] = times * row[s] * (g_row[s] - along)
+                        g_row[s] = outer * row[s] * (g_row[s] - along)
+                if g_bias.size:
+                    total = array_at(address(g_bias) + size * ((item * T + t) * S), seen, space)
+                    for s in range(total.size):
+                        total[s] += g_row[s]
+                    for s in range(width):
+                        g_row[s] *= times
             gemm(
                 team, space, False, False, count, K, most, 1,
                 scores, width, k_at, k.strides[2] // size,
@@ -500,7 +519,7 @@ def _numba_forward() -> Any:
     library="numpy",
     when=lambda g, g_p, q, k, v, bias, rules, found, into: (
         g_p is None
-        and bias is None
+        and (bias is None or bias.dtype == q.dtype)
         and found.log_sum is not None
         and _fits(g, q, k, v, found.y, *into)
     ),
@@ -523,12 +542,24 @@ def _numba_pullback() -> Any:
         found: Kept,
         into: tuple[Array, Array, Array],
     ) -> Array | None:
-        (B, H, _T, K), (S, J) = q.shape, v.shape[2:]
+        (B, H, T, K), (S, J) = q.shape, v.shape[2:]
         setting, sharing = _setting(rules, q, k, bias), _sharing(q, k)
+        together = 1
+        if bias is not None and bias.shape[0] == 1:
+            together = -(-B // -(-sharing["most"] // H))  # no more sums than keep all threads busy
+            sharing["least"] = -(-sharing["least"] // together)
+        groups = -(-B // together)
+        g_bias = np.zeros((0 if bias is None else groups, H, T, S), q.dtype)
         room = (K + J) * S + 2 * setting[-1] * (S + 15)
-        scratch = np.empty((parts(B * H, **sharing), room), q.dtype)
+        scratch = np.empty((parts(groups * H, **sharing), room), q.dtype)
         p = np.empty((0, S), q.dtype) if found.p is None else found.p.reshape(-1, S)
-        run(B * H, g, q, k, v, *setting, scratch, found.y, p, found.log_sum, *into, **sharing)
-        return None
+        run(
+            groups * H, g, q, k, v, *setting, scratch, found.y, p, found.log_sum, *into, together, g_bias,
+            **sharing,
+        )  # fmt: skip
+        if bias is None:
+            return None
+        axes = tuple(i for i, n in enumerate(bias.shape) if n != g_bias.shape[i])
+        return g_bias.sum(axis=axes, keepdims=True) if axes else g_bias
 
     return pullback

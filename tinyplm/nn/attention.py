@@ -4,8 +4,9 @@ Axes: B batch, T queries, S keys, D width, H heads, K width of a head.
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -25,10 +26,16 @@ class Inspection:
     Attributes:
         hidden_states: the embeddings' sum and what each block hands on, (B, T, D) each.
         attentions: the weights of each block, (B, H, T, S) each, before dropout.
+        cross_attentions: of each block of a decoder, the weights over what an encoder made.
+        encoder_hidden_states: as hidden_states, of the encoder beside a decoder.
+        encoder_attentions: as attentions, of the encoder beside a decoder.
     """
 
     hidden_states: list[Tensor] = field(default_factory=list)
     attentions: list[Tensor] = field(default_factory=list)
+    cross_attentions: list[Tensor] = field(default_factory=list)
+    encoder_hidden_states: list[Tensor] = field(default_factory=list)
+    encoder_attentions: list[Tensor] = field(default_factory=list)
 
 
 class Cache:
@@ -101,6 +108,32 @@ class Cache:
                     store[layer] = old[rows]
 
 
+class EncoderDecoderCache(Cache):
+    """A cache that also holds the keys and values that a decoder makes, once, of what an encoder has read."""
+
+    def __init__(
+        self, layers: int, shape: tuple[int, int, int, int], dtype: np.dtype, beside: Array
+    ) -> None:
+        """Shape is (B, H, capacity, K); beside is an array of the library to use."""
+        super().__init__(layers, shape, dtype, beside)
+        self.read: dict[int, Array] = {}
+        self._texts = np.arange(shape[0])
+
+    def of_encoder(self, layer: int, make: Callable[[], Tensor]) -> Tensor:
+        """Keys and values (B, S, 2 H K) of a layer, which are made at the first call."""
+        if layer not in self.read:
+            self.read[layer] = make().array
+        return Tensor.wrap(self.read[layer])
+
+    def reorder(self, rows: Array) -> None:
+        """Let batch row i be what row rows[i] was; there may be more rows than before, or fewer."""
+        super().reorder(rows)
+        texts = self._texts[rows]
+        if not np.array_equal(texts, self._texts):  # the beams of one text have read the same
+            self.read = {layer: kv[rows] for layer, kv in self.read.items()}
+            self._texts = texts
+
+
 class SelfAttention(Module):
     """Attention of a sequence to itself: one projection to queries, keys and values, heads, one projection out."""
 
@@ -109,14 +142,21 @@ class SelfAttention(Module):
         width: int,
         heads: int,
         *,
+        head_size: int | None = None,
+        bias: bool = True,
         scale: float | None = None,
         dropout: float = 0.0,
         std: float = 0.02,
+        std_query: float | None = None,
         std_out: float = 0.02,
         rng: Generator | None,
     ) -> None:
-        self.project_in = Linear(width, 3 * width, std=std, rng=rng)
-        self.project_out = Linear(width, width, std=std_out, rng=rng)
+        """Heads are width / heads wide unless head_size says otherwise; the std's are those of new weights."""
+        inner = heads * (head_size or width // heads)
+        self.project_in = Linear(width, 3 * inner, bias=bias, std=std, rng=rng)
+        self.project_out = Linear(inner, width, bias=bias, std=std_out, rng=rng)
+        if std_query is not None and rng is not None:
+            cast(Tensor, self.project_in.weight).write()[:, :inner] *= np.float32(std_query / std)
         self.heads = heads
         self.scale = scale
         self.dropout = dropout
@@ -127,6 +167,7 @@ class SelfAttention(Module):
         *,
         causal: bool,
         key_padding: Array | None = None,
+        position_bias: Tensor | None = None,
         cache: Cache | None = None,
         layer: int = 0,
         inspection: Inspection | None = None,
@@ -137,17 +178,19 @@ class SelfAttention(Module):
         Args:
             x: what queries, keys and values are made of.
             causal: a position sees none after it.
+            position_bias: added to the scaled scores; broadcasts to (B, H, T, S).
             key_padding: (B, S) booleans, true where a key is real; S counts those in the cache.
             cache: extended by the keys and values of x under the number `layer`.
             layer: which of the cache's layers this is.
             inspection: collects the attention weights.
             rng: source of dropout; without it nothing is dropped.
         """
-        B, T, D = x.shape
+        B, T, _ = x.shape
         qkv = self.project_in(x)
         if cache is None and inspection is None:
             y: Any = ops.packed_attention(
                 qkv,
+                position_bias,
                 heads=self.heads,
                 causal=causal,
                 key_padding=key_padding,
@@ -156,7 +199,7 @@ class SelfAttention(Module):
                 rng=rng,
             )
             return self.project_out(y)
-        qkv = ops.reshape(qkv, shape=(B, T, 3, self.heads, D // self.heads))
+        qkv = ops.reshape(qkv, shape=(B, T, 3, self.heads, -1))
         parts: Any = ops.split(qkv, parts=3, axis=2)
         q, k, v = (
             ops.transpose(ops.reshape(part, shape=(B, T, self.heads, -1)), axes=(0, 2, 1, 3))
@@ -168,6 +211,7 @@ class SelfAttention(Module):
             q,
             k,
             v,
+            position_bias,
             causal=causal,
             key_padding=key_padding,
             scale=self.scale,
@@ -178,4 +222,81 @@ class SelfAttention(Module):
         if inspection is not None:
             y, probabilities = y
             inspection.attentions.append(probabilities)
-        return self.project_out(ops.reshape(ops.transpose(y, axes=(0, 2, 1, 3)), shape=(B, T, D)))
+        return self.project_out(ops.reshape(ops.transpose(y, axes=(0, 2, 1, 3)), shape=(B, T, -1)))
+
+
+class CrossAttention(Module):
+    """Attention of a sequence to another, mostly of a decoder to what an encoder made."""
+
+    def __init__(
+        self,
+        width: int,
+        heads: int,
+        *,
+        head_size: int | None = None,
+        bias: bool = True,
+        scale: float | None = None,
+        dropout: float = 0.0,
+        std: float = 0.02,
+        std_query: float | None = None,
+        std_out: float = 0.02,
+        rng: Generator | None,
+    ) -> None:
+        """As SelfAttention."""
+        inner = heads * (head_size or width // heads)
+        self.project_query = Linear(width, inner, bias=bias, std=std_query or std, rng=rng)
+        self.project_memory = Linear(width, 2 * inner, bias=bias, std=std, rng=rng)
+        self.project_out = Linear(inner, width, bias=bias, std=std_out, rng=rng)
+        self.heads = heads
+        self.scale = scale
+        self.dropout = dropout
+
+    def __call__(
+        self,
+        x: Tensor,
+        memory: Tensor,
+        *,
+        key_padding: Array | None = None,
+        cache: EncoderDecoderCache | None = None,
+        layer: int = 0,
+        inspection: Inspection | None = None,
+        rng: Generator | None = None,
+    ) -> Tensor:
+        """From (B, T, D) to the same.
+
+        Args:
+            x: what queries are made of.
+            memory: (B, S, D), what keys and values are made of; with a cache only at the first call.
+            key_padding: (B, S) booleans, true where a key is real.
+            cache: holds the keys and values from the first call on, under the number `layer`.
+            layer: which of the cache's layers this is.
+            inspection: collects the attention weights.
+            rng: source of dropout; without it nothing is dropped.
+        """
+        q = self.project_query(x)
+        kv = (
+            self.project_memory(memory)
+            if cache is None
+            else cache.of_encoder(layer, lambda: self.project_memory(memory))
+        )
+        rules: dict[str, Any] = {
+            "key_padding": key_padding,
+            "scale": self.scale,
+            "rate": self.dropout,
+            "rng": rng,
+        }
+        if inspection is None:
+            y: Any = ops.packed_cross_attention(q, kv, heads=self.heads, **rules)
+            return self.project_out(y)
+        halves: Any = ops.split(kv, parts=2, axis=2)
+        q4, k4, v4 = (_heads(part, self.heads) for part in (q, *halves))
+        both: Any = ops.attention(q4, k4, v4, return_probabilities=True, **rules)
+        y, probabilities = both
+        inspection.cross_attentions.append(probabilities)
+        y = ops.reshape(ops.transpose(y, axes=(0, 2, 1, 3)), shape=q.shape)
+        return self.project_out(y)
+
+
+def _heads(x: Tensor, heads: int) -> Tensor:
+    """(B, T, heads K) as (B, heads, T, K)."""
+    return ops.transpose(ops.reshape(x, shape=(*x.shape[:2], heads, -1)), axes=(0, 2, 1, 3))

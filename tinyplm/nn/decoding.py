@@ -76,7 +76,8 @@ def _known(blocks: list[Any], dtype: np.dtype[Any]) -> bool:
         and type(block.attention) is SelfAttention
         and type(block.feed_forward) is FeedForward
         and type(block.norm_1) is type(block.norm_2) is LayerNorm
-        and all(a.dtype == dtype for a in (block.norm_1.gain, block.attention.project_in.bias))
+        and block.norm_1.gain.dtype == dtype
+        and getattr(block.attention.project_in.bias, "dtype", None) == dtype
         for block in blocks
     )
 
@@ -102,6 +103,7 @@ def _of_norm(norm: Any) -> tuple[Any, ...]:
 
 def _of_linear(layer: Linear) -> tuple[Any, ...]:
     weight = layer.weight
+    bias = None if layer.bias is None else layer.bias.array
     if isinstance(weight, Quantized):
-        return weight.columns, weight.scale, layer.bias.array
-    return weight.array, None, layer.bias.array
+        return weight.columns, weight.scale, bias
+    return weight.array, None, bias

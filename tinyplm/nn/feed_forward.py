@@ -18,7 +18,7 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 class FeedForward(Module):
-    """Widen, bend, narrow: contract(activation(expand(x)))."""
+    """Widen, bend, narrow: contract(drop(activation(expand(x))))."""
 
     def __init__(
         self,
@@ -26,14 +26,48 @@ class FeedForward(Module):
         ffn_size: int,
         *,
         activation: Callable[[Tensor], Tensor],
+        bias: bool = True,
+        dropout: float = 0.0,
         std: float = 0.02,
         std_out: float = 0.02,
         rng: Generator | None,
     ) -> None:
-        self.expand = Linear(width, ffn_size, std=std, rng=rng)
+        self.expand = Linear(width, ffn_size, bias=bias, std=std, rng=rng)
         self.activation = activation
-        self.contract = Linear(ffn_size, width, std=std_out, rng=rng)
+        self.dropout = dropout
+        self.contract = Linear(ffn_size, width, bias=bias, std=std_out, rng=rng)
 
-    def __call__(self, x: Tensor) -> Tensor:
-        """From (..., width) to the same."""
-        return self.contract(self.expand(x, activation=self.activation))
+    def __call__(self, x: Tensor, *, rng: Generator | None = None) -> Tensor:
+        """From (..., width) to the same; with rng, what is in the middle is dropped at the rate `dropout`."""
+        y = self.expand(x, activation=self.activation)
+        return self.contract(ops.dropout(y, rate=self.dropout, rng=rng))
+
+
+class GatedFeedForward(Module):
+    """Widen twice, one bent and as a gate of the other: contract(drop(activation(gate(x)) * expand(x))).
+
+    GLU Variants Improve Transformer (Shazeer, 2020, arXiv:2002.05202), eq. 6; no biases there.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        ffn_size: int,
+        *,
+        activation: Callable[[Tensor], Tensor],
+        bias: bool = False,
+        dropout: float = 0.0,
+        std: float = 0.02,
+        std_out: float = 0.02,
+        rng: Generator | None,
+    ) -> None:
+        self.gate = Linear(width, ffn_size, bias=bias, std=std, rng=rng)
+        self.expand = Linear(width, ffn_size, bias=bias, std=std, rng=rng)
+        self.activation = activation
+        self.dropout = dropout
+        self.contract = Linear(ffn_size, width, bias=bias, std=std_out, rng=rng)
+
+    def __call__(self, x: Tensor, *, rng: Generator | None = None) -> Tensor:
+        """From (..., width) to the same; with rng, what is in the middle is dropped at the rate `dropout`."""
+        y = self.gate(x, activation=self.activation) * self.expand(x)
+        return self.contract(ops.dropout(y, rate=self.dropout, rng=rng))

@@ -17,12 +17,19 @@ class Linear(Module):
     """y = x W + b over the last axis; any leading axes. The weight is (width_in, width_out)."""
 
     weight: Tensor | Quantized
+    bias: Tensor | None
 
     def __init__(
-        self, width_in: int, width_out: int, *, std: float = 0.02, rng: Generator | None
+        self,
+        width_in: int,
+        width_out: int,
+        *,
+        bias: bool = True,
+        std: float = 0.02,
+        rng: Generator | None,
     ) -> None:
         self.weight = init.normal(rng, (width_in, width_out), std)
-        self.bias = init.zeros(rng, (width_out,))
+        self.bias = init.zeros(rng, (width_out,)) if bias else None
 
     def __call__(
         self, x: Tensor, *, activation: Callable[[Tensor], Tensor] | None = None

@@ -3,11 +3,25 @@
 from typing import Any
 
 from .causal_lm import CausalLM as CausalLM
+from .masked_lm import MaskedLM as MaskedLM
+from .next_sentence import NextSentence as NextSentence
 from .objective import Objective as Objective
 from .objective import Prediction as Prediction
 from .objective import Sum as Sum
+from .prefix_lm import PrefixLM as PrefixLM
+from .sequence_to_sequence import SequenceToSequence as SequenceToSequence
+from .span_corruption import SpanCorruption as SpanCorruption
+from .truncated_bptt import TruncatedBptt as TruncatedBptt
 
-OBJECTIVES: dict[str, type[Objective]] = {"causal-lm": CausalLM}
+OBJECTIVES: dict[str, type[Objective]] = {
+    "causal-lm": CausalLM,
+    "mlm": MaskedLM,
+    "nsp": NextSentence,
+    "span-corruption": SpanCorruption,
+    "prefix-lm": PrefixLM,
+    "tbptt": TruncatedBptt,
+    "seq2seq": SequenceToSequence,
+}
 """Objectives by the names that the command line uses."""
 
 

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from .adafactor import Adafactor as Adafactor
 from .adam import AdamW as AdamW
 from .clip import gradient_norm as gradient_norm
 from .clip import shrink as shrink
@@ -10,6 +11,7 @@ from .sgd import SGD as SGD
 
 OPTIMIZERS: dict[str, tuple[Any, tuple[str, ...]]] = {
     "adamw": (AdamW, ("beta_1", "beta_2", "weight_decay")),
+    "adafactor": (Adafactor, ()),
     "sgd": (SGD, ("weight_decay",)),
 }
 """Update rules by the names that the command line uses, with the settings of a run that they take."""

@@ -1,14 +1,13 @@
 """What a run is trained on: its text, its tokenizer, and its tokens in the run's folder."""
 
 import difflib
-import hashlib
 import itertools
 from pathlib import Path
 from typing import Any
 
 from ..errors import ConfigError, DataError, MissingFileError
 from ..objectives import OBJECTIVES
-from ..text import TokenFile, Tokenizer, open_corpus, tokenize_corpus
+from ..text import TokenFile, Tokenizer, open_corpus, pairs, tokenize_corpus
 from .models import MODELS
 from .run import Run
 
@@ -68,7 +67,7 @@ class Material:
     def tokens(self, tokenizer: Tokenizer) -> Any:
         """The tokens, kept in the run's folder."""
         if self._kept is None:
-            write = _pairs().tokenize_pairs if self.pairs else tokenize_corpus
+            write = pairs.tokenize_pairs if self.pairs else tokenize_corpus
             self._kept = write(self._corpus, tokenizer, self.path)
         return self._kept
 
@@ -104,12 +103,12 @@ class Material:
             raise DataError(
                 f"{self.path} is missing or damaged; start a new run with another --output."
             )
-        return hashlib.sha256(found.tokens.data).hexdigest()
+        return str(found.digest())
 
     def _open(self) -> Any:
         """The tokens that the run began with; None if they are gone."""
         try:
-            return _pairs().PairFile.open(self.path) if self.pairs else TokenFile.open(self.path)
+            return pairs.PairFile.open(self.path) if self.pairs else TokenFile.open(self.path)
         except (MissingFileError, DataError):
             return None
 
@@ -122,7 +121,7 @@ class Material:
                 f"{run.model} learns from pairs of texts, and there is no --data. Name a .tsv, .csv or .jsonl file "
                 "with two columns, source and target."
             )
-        return _pairs().open_pairs(run.data, encoding=run.encoding)
+        return pairs.open_pairs(run.data, encoding=run.encoding)
 
 
 def _check_tokenizer(name: str | None) -> None:
@@ -133,9 +132,3 @@ def _check_tokenizer(name: str | None) -> None:
         raise ConfigError(
             f"--tokenizer is '{name}', which is neither a file or folder nor one of: {', '.join(TOKENIZERS)}.{hint}"
         )
-
-
-def _pairs() -> Any:
-    from importlib import import_module
-
-    return import_module("tinyplm.text.pairs")

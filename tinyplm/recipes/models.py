@@ -1,10 +1,10 @@
 """The models that can be pretrained, and how a run's settings become one."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-from ..models import gpt2
+from ..models import bert, gpt2, recurrent_lm, roberta, seq2seq, t5
 
 
 @dataclass(frozen=True)
@@ -20,6 +20,7 @@ class Entry:
         tokenizer: the kind that is trained for it.
         special_tokens: of that tokenizer; those of the kind when None.
         appended_tokens: more special tokens, with its last ids.
+        decoder_start: what of a tokenizer a decoder begins with, such as "padding"; None where the config knows.
         defaults: settings of a run that differ for this model.
     """
 
@@ -31,7 +32,17 @@ class Entry:
     tokenizer: str = "bpe"
     special_tokens: tuple[str, ...] | None = None
     appended_tokens: tuple[str, ...] = ()
+    decoder_start: str | None = None
     defaults: Mapping[str, Any] = field(default_factory=dict)
+
+    def config_for(self, run: Any, tokenizer: Any) -> Any:
+        """The config of a run's settings for a tokenizer; a model that knows its padding knows this one's."""
+        config = self.config(run, tokenizer.vocab_size)
+        if hasattr(config, "padding") and tokenizer.padding is not None:
+            config = replace(config, padding=tokenizer.padding)
+        if self.decoder_start and getattr(tokenizer, self.decoder_start) is not None:
+            config = replace(config, decoder_start=getattr(tokenizer, self.decoder_start))
+        return config
 
     def fits(self, objective: str) -> bool:
         """Whether it can learn from this objective, or from this sum of several."""
@@ -52,6 +63,89 @@ def _gpt2(run: Any, vocab_size: int) -> gpt2.Gpt2Config:
     )
 
 
+def _bert(run: Any, vocab_size: int) -> bert.BertConfig:
+    learns = (run.objective or "mlm+nsp").split("+")
+    heads = {"mlm": "masked-lm", "nsp": "next-sentence"}
+    return bert.BertConfig(
+        vocab_size=vocab_size,
+        hidden_size=run.hidden_size,
+        layers=run.layers,
+        heads=run.heads,
+        positions=run.positions,
+        dropout=run.dropout,
+        attention_dropout=run.dropout,
+        carries=tuple(heads[part] for part in learns if part in heads),
+    )
+
+
+def _roberta(run: Any, vocab_size: int) -> roberta.RobertaConfig:
+    return roberta.RobertaConfig(
+        vocab_size=vocab_size,
+        hidden_size=run.hidden_size,
+        layers=run.layers,
+        heads=run.heads,
+        positions=run.positions,
+        dropout=run.dropout,
+        attention_dropout=run.dropout,
+    )
+
+
+def _recurrent(run: Any, vocab_size: int) -> recurrent_lm.RecurrentConfig:
+    return recurrent_lm.RecurrentConfig(
+        cell=run.model,
+        vocab_size=vocab_size,
+        hidden_size=run.hidden_size,
+        layers=run.layers,
+        dropout=run.dropout,
+        embedding_dropout=run.dropout,
+        tied=True,
+    )
+
+
+def _seq2seq(run: Any, vocab_size: int) -> seq2seq.Seq2SeqConfig:
+    return seq2seq.Seq2SeqConfig(
+        cell="lstm",
+        vocab_size=vocab_size,
+        hidden_size=run.hidden_size,
+        layers=run.layers,
+        dropout=run.dropout,
+        bidirectional=True,
+        attention="general",
+        init_std=0.2,
+        decoder_start=vocab_size - 1,  # the end token of a tokenizer that is trained here
+    )
+
+
+def _t5(run: Any, vocab_size: int) -> t5.T5Config:
+    return t5.T5Config(
+        vocab_size=vocab_size,
+        hidden_size=run.hidden_size,
+        head_size=run.hidden_size // run.heads,
+        ffn_size=4 * run.hidden_size,
+        layers=run.layers,
+        heads=run.heads,
+        dropout=run.dropout,
+    )
+
+
+def _t5_v1_1(run: Any, vocab_size: int) -> t5.T5Config:
+    return replace(
+        _t5(run, vocab_size),
+        ffn_size=max(1, 8 * run.hidden_size // 3),  # three matrices, as many weights as two have
+        gated=True,
+        activation="gelu_tanh",
+        tied=False,
+        scaled_output=False,
+    )
+
+
+SENTINELS = tuple(f"<extra_id_{k}>" for k in reversed(range(100)))
+"""Counting down, so that <extra_id_0> is the last token, as in the published vocabulary."""
+
+_T5_DEFAULTS = {"optimizer": "adafactor", "lr": 0.03, "vocab_size": 1_024, "steps": 480}
+"""Steps are shares of a weight's own size, as in the paper: embeddings start with deviation 1, all else far smaller."""
+
+
 MODELS: dict[str, Entry] = {
     "gpt2": Entry(
         paper="Radford et al., 2019: Language Models are Unsupervised Multitask Learners",
@@ -59,6 +153,83 @@ MODELS: dict[str, Entry] = {
         build=gpt2.Gpt2,
         config=_gpt2,
         objectives=("causal-lm",),
+    ),
+    "bert": Entry(
+        paper="Devlin et al., 2019: Pre-training of Deep Bidirectional Transformers for Language Understanding",
+        sizes=dict(bert.SIZES),
+        build=bert.Bert,
+        config=_bert,
+        objectives=("mlm+nsp", "mlm", "nsp"),
+        tokenizer="wordpiece",
+        defaults={"steps": 1_200, "batch": 32, "lr": 2e-3},
+    ),
+    "roberta": Entry(
+        paper="Liu et al., 2019: RoBERTa: A Robustly Optimized BERT Pretraining Approach",
+        sizes=dict(roberta.SIZES),
+        build=roberta.Roberta,
+        config=_roberta,
+        objectives=("mlm",),
+        tokenizer="bpe",
+        special_tokens=("<s>", "<pad>", "</s>", "<unk>"),
+        appended_tokens=("<mask>",),
+        defaults={"steps": 1_200, "batch": 32, "lr": 2e-3},
+    ),
+    "rnn": Entry(
+        paper="Elman, 1990: Finding Structure in Time; Mikolov et al., 2010, as a language model",
+        sizes={},
+        build=recurrent_lm.RecurrentLM,
+        config=_recurrent,
+        objectives=("tbptt", "causal-lm"),
+        defaults={"layers": 1, "steps": 800, "lr": 8e-3},
+    ),
+    "lstm": Entry(
+        paper="Hochreiter and Schmidhuber, 1997: Long Short-Term Memory; Zaremba et al., 2014, as a language model",
+        sizes=dict(recurrent_lm.SIZES),
+        build=recurrent_lm.RecurrentLM,
+        config=_recurrent,
+        objectives=("tbptt", "causal-lm"),
+        defaults={"layers": 1, "steps": 800, "lr": 8e-3},
+    ),
+    "gru": Entry(
+        paper="Cho et al., 2014: Learning Phrase Representations using RNN Encoder-Decoder",
+        sizes={},
+        build=recurrent_lm.RecurrentLM,
+        config=_recurrent,
+        objectives=("tbptt", "causal-lm"),
+        defaults={"layers": 1, "steps": 800, "lr": 8e-3},
+    ),
+    "seq2seq": Entry(
+        paper="Sutskever et al., 2014; Bahdanau et al., 2014; Luong et al., 2015: Effective Approaches to Attention",
+        sizes=dict(seq2seq.SIZES),
+        build=seq2seq.Seq2Seq,
+        config=_seq2seq,
+        objectives=("seq2seq",),
+        special_tokens=("<pad>", "</s>"),
+        defaults={"layers": 1, "steps": 1_500, "batch": 32, "lr": 4e-3, "weight_decay": 0.01},
+    ),
+    "t5": Entry(
+        paper="Raffel et al., 2020: Exploring the Limits of Transfer Learning with a Unified Text-to-Text Transformer",
+        sizes=dict(t5.SIZES),
+        build=t5.T5,
+        config=_t5,
+        objectives=("span-corruption", "prefix-lm"),
+        tokenizer="bpe",
+        special_tokens=("<pad>", "</s>", "<unk>"),
+        appended_tokens=SENTINELS,
+        decoder_start="padding",
+        defaults=_T5_DEFAULTS,
+    ),
+    "t5-v1.1": Entry(
+        paper="Raffel et al., 2020, with the gated feed-forward of Shazeer, 2020: GLU Variants Improve Transformer",
+        sizes=dict(t5.SIZES_V1_1),
+        build=t5.T5,
+        config=_t5_v1_1,
+        objectives=("span-corruption", "prefix-lm"),
+        tokenizer="bpe",
+        special_tokens=("<pad>", "</s>", "<unk>"),
+        appended_tokens=SENTINELS,
+        decoder_start="padding",
+        defaults=_T5_DEFAULTS,
     ),
 }
 """Every model by its name on the command line."""

@@ -49,7 +49,7 @@ def open_trained(path: str | Path) -> Trained:
 def _from_checkpoint(folder: Path, saved: checkpoint.Checkpoint) -> Trained:
     run, tokenizer = read_saved(folder), Tokenizer.load(folder)
     entry = MODELS[run.model]
-    model = entry.build(entry.config(run, tokenizer.vocab_size), rng=None)
+    model = entry.build(entry.config_for(run, tokenizer), rng=None)
     if "model" not in saved.arrays:
         raise CheckpointError(f"{saved.path} holds no model, so it is no checkpoint of a run.")
     model.load(saved.arrays["model"])

@@ -37,6 +37,7 @@ class Windows:
             windows of `length` tokens that share none.
         frame: ids put before and behind the tokens of each window, within its length, such as
             ((cls,), (sep,)).
+        shift: whether each epoch begins at a point of its own; else its windows are always the same ones.
 
     Raises:
         DataError: the stream is shorter than one window.
@@ -52,6 +53,7 @@ class Windows:
         seed: int = 0,
         mode: str = "causal",
         frame: tuple[Sequence[int], Sequence[int]] = ((), ()),
+        shift: bool = True,
     ) -> None:
         if mode not in ("causal", "plain"):
             raise ConfigError(f"mode must be 'causal' or 'plain'; got {mode!r}")
@@ -61,6 +63,7 @@ class Windows:
                 f"batch={batch}, seed={seed}"
             )
         self.frame = frame
+        self.shift = shift
         length -= sum(map(len, frame))
         if length < 1:
             raise ConfigError(
@@ -145,7 +148,7 @@ class Windows:
         # The hash behind SeedSequence is fixed by NumPy; the streams of its generators are not.
         offset, *keys = np.random.SeedSequence([self.seed, epoch]).generate_state(7, np.uint64)
         choices = min(self.length, len(self.tokens) - self.width + 1)
-        self._offset = int(offset) % choices
+        self._offset = int(offset) % choices if self.shift else 0
         self._keys = keys
         self.per_epoch = (len(self.tokens) - self._offset - self.width) // self.length + 1
         self._epoch = epoch

@@ -7,6 +7,7 @@ from typing import Any
 
 from ..errors import CheckpointError, MissingFileError
 from .kinds import SPECIAL_TOKENS, added, bert_around, template
+from .sentencepiece_file import read_pieces
 
 
 def from_json(path: Path) -> Any:
@@ -100,6 +101,42 @@ def from_vocab(path: Path, config: dict[str, Any]) -> Any:
         bert_around(library, lowercase=bool(config.get("do_lower_case", not cased)))
         template(library, "[CLS] $A [SEP]", "[CLS] $A [SEP] $B:1 [SEP]:1", ("[CLS]", "[SEP]"))
     library.add_special_tokens(added([t for t in SPECIAL_TOKENS["wordpiece"] if t in vocab]))
+    return library
+
+
+def from_sentencepiece(path: Path, config: dict[str, Any]) -> Any:
+    """T5: pieces with scores, of which the most probable sequence is taken; sentinels behind them."""
+    found = read_pieces(path)
+    texts = [text for text, _ in found.pieces]
+    like_t5 = texts[:3] == ["<pad>", "</s>", "<unk>"]
+    count = config.get("extra_ids")
+    if type(count) is not int:  # the published file has no sentinels, and the settings may be lost
+        count = 100 if like_t5 and not any("<extra_id_" in text for text in texts) else 0
+    if not 0 <= count <= 10_000:
+        raise CheckpointError(
+            f"{path.parent / 'tokenizer_config.json'} has extra_ids={count}, expected a number from 0 to 10,000."
+        )
+    sentinels = [f"<extra_id_{k}>" for k in reversed(range(count))]
+    # The library reads long decimals with an error in the last bit, and ten digits without.
+    vocab = [(text, float(f"{score:.10g}")) for text, score in found.pieces]
+    from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers
+    from tokenizers import Tokenizer as Library
+
+    with _Wrapped(path):
+        library = Library(
+            models.Unigram([*vocab, *((token, 0.0) for token in sentinels)], unk_id=found.unknown)
+        )
+        if found.rules:
+            library.normalizer = normalizers.Precompiled(found.rules)
+        library.pre_tokenizer = pre_tokenizers.Sequence(
+            [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Metaspace()]
+        )
+        library.decoder = decoders.Metaspace()
+        special = sorted({*found.control, found.unknown})
+        library.add_special_tokens(added([*(texts[id] for id in special), *sentinels]))
+        library.add_tokens([AddedToken(texts[id], normalized=False) for id in found.defined])
+        if like_t5:
+            template(library, "$A </s>", "$A </s> $B </s>", ("</s>",))
     return library
 
 

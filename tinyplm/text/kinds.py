@@ -52,7 +52,11 @@ def added(tokens: Sequence[str]) -> list[Any]:
     """Special tokens, as the library wants them."""
     from tokenizers import AddedToken
 
-    return [AddedToken(token, special=True, normalized=False) for token in tokens]
+    # As published for RoBERTa: the mask takes the space before it along.
+    return [
+        AddedToken(token, special=True, normalized=False, lstrip=token == "<mask>")
+        for token in tokens
+    ]
 
 
 def chars(texts: Iterable[str], special: list[str], unknown: str | None) -> Any:
@@ -99,14 +103,17 @@ def _byte_bpe(
     library = Library(models.BPE())
     library.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     library.decoder = decoders.ByteLevel()
+    first = special if "<pad>" in special else []  # as published: RoBERTa counts from padding's id
     trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size - len(special),
+        vocab_size=vocab_size - len(special) + len(first),
         min_frequency=min_frequency,
+        special_tokens=added(first),
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
     library.train_from_iterator(texts, trainer)
     library.add_special_tokens(added(special))
+    template(library, "<s> $A </s>", "<s> $A </s> </s> $B </s>", ("<s>", "</s>"))
     return library
 
 
@@ -178,7 +185,8 @@ def _wordpiece(
     )
     meant = {symbol: key for key, symbol in symbols.items()}
     vocab = {token: id for id, token in enumerate(special)}
-    for piece in sorted(pairs.get_vocab(), key=pairs.token_to_id):
+    by_id: dict[str, int] = pairs.get_vocab()
+    for piece in sorted(by_id, key=by_id.__getitem__):
         text = "".join(meant[symbol][1] for symbol in piece)
         vocab.setdefault("##" + text if meant[piece[0]][0] else text, len(vocab))
     library.model = models.WordPiece(vocab=vocab, unk_token=unknown)

@@ -103,6 +103,10 @@ class TokenFile:
             replace(self, tokens=self.tokens[cut:], text_bytes=held_out),
         )
 
+    def digest(self) -> str:
+        """A hash of all ids, to tell whether they are still what they were."""
+        return hashlib.sha256(self.tokens.data).hexdigest()
+
     def _weight(self, tokens: Array) -> int:
         """Bytes of these tokens by the table, counted in blocks so that memory stays small."""
         return sum(

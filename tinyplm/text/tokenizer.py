@@ -45,7 +45,14 @@ from ..errors import (
 from ..types import Array
 from . import kinds
 from .cutting import cutting_marks, parts, split_long_text
-from .files import from_json, from_merges, from_vocab, read_config, write_text
+from .files import (
+    from_json,
+    from_merges,
+    from_sentencepiece,
+    from_vocab,
+    read_config,
+    write_text,
+)
 from .kinds import SPECIAL_TOKENS
 
 # The part each token plays: key in tokenizer_config.json, and names from which it is guessed.
@@ -57,6 +64,8 @@ _ROLES = {
     "classifier": ("cls_token", ("[CLS]", "<cls>")),
     "separator": ("sep_token", ("[SEP]", "<sep>")),
 }
+
+_FILES = ("tokenizer.json", "vocab.json", "vocab.txt", "spiece.model", "tokenizer.model")
 
 _PIECE = 1 << 14  # characters handed to the library at a time: it needs 160 bytes and more a token
 _GROUP = 1 << 20  # characters in flight at a time, over which the library spreads its threads
@@ -98,7 +107,8 @@ class Tokenizer:
                 used by chars and bytes, whose size is given by the text or is 256.
             special_tokens: `SPECIAL_TOKENS[kind]` unless given. They have the first ids, but come
                 last in chars, bytes and byte-bpe (so that bytes are their own ids and end of text
-                is last, as in GPT-2). `()` gives chars exactly one token per character.
+                is last, as in GPT-2); with "<pad>" among them first in byte-bpe too, as in
+                RoBERTa. `()` gives chars exactly one token per character.
             appended_tokens: more special tokens with the last ids, such as the sentinels of T5.
             min_frequency: pairs seen less often are not merged (bpe, byte-bpe, wordpiece).
             lowercase: lower-case and strip accents first, as uncased BERT does (wordpiece only).
@@ -161,7 +171,7 @@ class Tokenizer:
         """The tokenizer in a folder, or in one of these files.
 
         Read are tokenizer.json, else vocab.json with merges.txt (GPT-1, GPT-2, RoBERTa), else
-        vocab.txt (BERT). Truncation, padding and random dropping of merges that a file may ask
+        vocab.txt (BERT), else spiece.model (T5). Truncation, padding and random dropping of merges that a file may ask
         for are left out: text gives the same ids, all of them, every time.
 
         Raises:
@@ -175,16 +185,12 @@ class Tokenizer:
                 "holds tokenizer.json, or the file."
             )
         folder = path if path.is_dir() else path.parent
-        names = (
-            [n for n in ("tokenizer.json", "vocab.json", "vocab.txt") if (path / n).is_file()]
-            if path.is_dir()
-            else [path.name]
-        )
+        names = [n for n in _FILES if (path / n).is_file()] if path.is_dir() else [path.name]
         if not names:
             found = ", ".join(sorted(p.name for p in islice(folder.iterdir(), 12))) or "nothing"
             raise MissingFileError(
                 f"no tokenizer in {folder}: expected tokenizer.json, or vocab.json and merges.txt, "
-                f"or vocab.txt; found {found}."
+                f"or vocab.txt, or spiece.model; found {found}."
             )
         name = names[0]
         config = read_config(folder)
@@ -196,9 +202,12 @@ class Tokenizer:
             library = from_vocab(folder / name, config)
         elif name.endswith(".json"):
             library = from_json(folder / name)
+        elif name.endswith(".model"):
+            library = from_sentencepiece(folder / name, config)
         else:
             raise CheckpointError(
-                f"{path} is not a tokenizer file: expected tokenizer.json, vocab.json or vocab.txt."
+                f"{path} is not a tokenizer file: expected tokenizer.json, vocab.json, vocab.txt or "
+                "spiece.model."
             )
         return cls(library, config=config)
 

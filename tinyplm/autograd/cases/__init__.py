@@ -3,7 +3,18 @@
 The tests and the command `tinyplm gradcheck` run over the same cases.
 """
 
-from . import activation, attention, elementwise, index, linalg, loss, norm, reduce, shape  # noqa: F401
+from . import (  # noqa: F401
+    activation,
+    attention,
+    elementwise,
+    index,
+    linalg,
+    loss,
+    norm,
+    recurrent,
+    reduce,
+    shape,
+)
 from .case import CASES as CASES
 from .case import Case as Case
 from .case import Hard as Hard

@@ -7,7 +7,7 @@ import numpy as np
 
 from ...types import Array
 from ..engine import OPS
-from .case import Hard, Sample, Seed, case
+from .case import Hard, Sample, Seed, case, nothing
 from .draw import Draw, count
 
 inf, nan = math.inf, math.nan
@@ -193,20 +193,23 @@ def _packed(d: Draw) -> Sample:
         attributes["scale"] = 0.7
     if d.rarely(3):
         attributes |= {"rate": 0.4, "rng": Seed(d.integer(0, 99))}
-    return Sample((d.array((B, T, 3 * heads * K)),), attributes)
+    bias = d.array(d.broadcastable((B, heads, T, T))) if d.rarely(2) else None
+    return Sample((d.array((B, T, 3 * heads * K)), bias), attributes)
 
 
-def _unpacked(qkv: Array, *, heads: int, **attributes: Any) -> Any:
+def _unpacked(qkv: Array, bias: Array | None = None, *, heads: int, **attributes: Any) -> Any:
     B, T, width = qkv.shape
     q, k, v = qkv.reshape(B, T, 3, heads, -1).transpose(2, 0, 3, 1, 4)
-    return _one_by_one(q, k, v, **attributes).swapaxes(1, 2).reshape(B, T, width // 3)
+    y = _one_by_one(q, k, v, bias, **attributes)
+    return y.swapaxes(1, 2).reshape(B, T, width // 3)
 
 
 def _packed_keeps(s: Sample) -> int:
-    """Input, result, probabilities, a sum for each row, and the mask."""
-    (qkv,), (B, T, width), heads = s.inputs, s.inputs[0].shape, s.attributes["heads"]
+    """Inputs, result, probabilities, a sum for each row, and the mask."""
+    (qkv, bias), heads = s.inputs, s.attributes["heads"]
+    B, T, width = qkv.shape
     padding = s.attributes.get("key_padding")
-    rest = 0 if padding is None else padding.nbytes
+    rest = sum(0 if x is None else x.nbytes for x in (bias, padding))
     return qkv.nbytes + 8 * (B * T * width // 3 + B * heads * T * (T + 1)) + rest
 
 
@@ -221,5 +224,75 @@ case(
         A([[[2.0], [2.0]]]),
         (A([[[0.0, 0.0, 2.0], [0.0, 0.0, 0.0]]]),),
         {"heads": 1, "key_padding": A([[True, False]])},
+    ),
+)
+
+
+def _crossed(d: Draw) -> Sample:
+    B, T, S = d.integer(1, 2), d.integer(1, 4), d.integer(1, 4)
+    heads, K = d.integer(1, 3), d.integer(1, 3)
+    attributes: dict[str, Any] = {"heads": heads}
+    if d.rarely(3):
+        attributes["key_padding"] = d.booleans((B, S))
+    if d.rarely(3):
+        attributes["scale"] = 0.7
+    if d.rarely(3):
+        attributes |= {"rate": 0.4, "rng": Seed(d.integer(0, 99))}
+    return Sample((d.array((B, T, heads * K)), d.array((B, S, 2 * heads * K))), attributes)
+
+
+def _uncrossed(q: Array, kv: Array, *, heads: int, **attributes: Any) -> Any:
+    B, T, D = q.shape
+    k, v = kv.reshape(B, kv.shape[1], 2, heads, -1).transpose(2, 0, 3, 1, 4)
+    y = _one_by_one(q.reshape(B, T, heads, -1).swapaxes(1, 2), k, v, **attributes)
+    return y.swapaxes(1, 2).reshape(B, T, D)
+
+
+def _crossed_keeps(s: Sample) -> int:
+    """Inputs, result, probabilities, a sum for each row, and the mask."""
+    (q, kv), heads = s.inputs, s.attributes["heads"]
+    rows = len(q) * heads * q.shape[1]
+    padding = s.attributes.get("key_padding")
+    rest = 0 if padding is None else padding.nbytes
+    return 2 * q.nbytes + kv.nbytes + 8 * rows * (kv.shape[1] + 1) + rest
+
+
+case(
+    "packed_cross_attention",
+    _crossed,
+    _uncrossed,
+    _crossed_keeps,
+    Hard(
+        "a key that is padding does not count",
+        (A([[[1.0]]]), A([[[1.0, 2.0], [5.0, 7.0]]])),
+        A([[[2.0]]]),
+        (A([[[0.0]]]), A([[[0.0, 1.0], [0.0, 0.0]]])),
+        {"heads": 1, "key_padding": A([[True, False]])},
+    ),
+)
+
+
+def _differences(d: Draw) -> Sample:
+    T, S = d.integer(1, 4), d.integer(1, 4)
+    return Sample((d.array((d.integer(1, 3), S + T - 1)),), {"queries": T})
+
+
+def _pairs(x: Array, *, queries: int) -> Array:
+    S = x.shape[1] - queries + 1
+    rows = [[row[s - t + queries - 1] for s in range(S)] for row in x for t in range(queries)]
+    return A(rows).reshape(len(x), queries, S)
+
+
+case(
+    "by_difference",
+    _differences,
+    _pairs,
+    nothing,
+    Hard(
+        "each difference receives all pairs that have it",
+        (A([[1.0, 2.0, 3.0]]),),
+        A([[[2.0, 3.0], [1.0, 2.0]]]),
+        (A([[1.0, 2.0, 1.0]]),),
+        {"queries": 2},
     ),
 )

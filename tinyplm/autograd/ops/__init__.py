@@ -7,7 +7,9 @@ from .activation import relu as relu
 from .activation import silu as silu
 from .activation import softmax as softmax
 from .attention import attention as attention
+from .attention import by_difference as by_difference
 from .attention import packed_attention as packed_attention
+from .attention import packed_cross_attention as packed_cross_attention
 from .elementwise import abs as abs
 from .elementwise import add as add
 from .elementwise import clip as clip
@@ -47,6 +49,12 @@ from .norm import residual_layer_norm as residual_layer_norm
 from .norm import residual_rms_norm as residual_rms_norm
 from .norm import rms_norm as rms_norm
 from .random import dropout as dropout
+from .recurrent import gru as gru
+from .recurrent import gru_step as gru_step
+from .recurrent import lstm as lstm
+from .recurrent import lstm_step as lstm_step
+from .recurrent import rnn as rnn
+from .recurrent import rnn_step as rnn_step
 from .reduce import cumsum as cumsum
 from .reduce import logsumexp as logsumexp
 from .reduce import max as max

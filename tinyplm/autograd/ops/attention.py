@@ -5,7 +5,7 @@ from typing import Any
 
 from ...backend import namespace
 from ...errors import DtypeError, ShapeError
-from ...kernels.attention import Rules, attention_forward, attention_pullback
+from ...kernels.attention import Kept, Rules, attention_forward, attention_pullback
 from ...types import Array, Generator, Pullback
 from ..engine import op
 from .broadcasting import at_least_float32
@@ -99,6 +99,7 @@ def attention(
 @quiet
 def packed_attention(
     qkv: Array,
+    bias: Array | None = None,
     *,
     heads: int,
     causal: bool = False,
@@ -112,10 +113,11 @@ def packed_attention(
     Heads are read and written in place: nothing is split, turned or joined.
 
     Shapes:
-        qkv: (B, T, 3 D), with D = heads K; result: (B, T, D).
+        qkv: (B, T, 3 D), with D = heads K; bias: broadcasts to (B, heads, T, T); result: (B, T, D).
 
     Args:
         qkv: queries, keys and values.
+        bias: added to the scaled scores.
         heads: how many.
         causal: a query sees no key after its own position.
         key_padding: booleans (B, T), true where a key is real.
@@ -124,27 +126,131 @@ def packed_attention(
         rng: source of the dropout.
 
     Raises:
-        ShapeError: the last axis of qkv is not three times a multiple of heads.
+        ShapeError: the last axis of qkv is not three times a multiple of heads, or the bias does not fit.
     """
     check_rate(rate)
     if qkv.ndim != 3 or heads < 1 or qkv.shape[2] % (3 * heads):
         raise ShapeError(
             f"packed_attention: qkv has shape {qkv.shape}, expected (B, T, 3 D) with D a multiple of heads={heads}."
         )
-    B, T, width = qkv.shape
-    shape, D = (B, T, 3, heads, width // (3 * heads)), width // 3
-    q, k, v = qkv.reshape(shape).transpose(2, 0, 3, 1, 4)
+    q, k, v = _heads_of(qkv, 3, heads)
     rules = _rules(causal, _allowed(None, key_padding, q, k), q, scale, rate, rng)
-    found = attention_forward(q, k, v, None, rules, False)
+    y, found, bias4 = _mixed(q, k, v, bias, rules)
+
+    def pullback(g: Array) -> tuple[Array, Array | None]:
+        g_qkv = namespace(g).empty(qkv.shape, q.dtype)
+        g_y = _heads_of(g, 1, heads)[0]
+        into = tuple(_heads_of(g_qkv, 3, heads))
+        g_bias = attention_pullback(g_y, None, q, k, v, bias4, rules, found, into)
+        return g_qkv, None if bias is None else g_bias.reshape(bias.shape)
+
+    return y, pullback
+
+
+@op
+@at_least_float32
+@quiet
+def packed_cross_attention(
+    q: Array,
+    kv: Array,
+    *,
+    heads: int,
+    key_padding: Array | None = None,
+    scale: float | None = None,
+    rate: float = 0.0,
+    rng: Generator | None = None,
+) -> tuple[Array, Pullback]:
+    """`attention` of one sequence to another; keys and values lie side by side as one projection made them.
+
+    Shapes:
+        q: (B, T, D), with D = heads K; kv: (B, S, 2 D); result: (B, T, D).
+
+    Args:
+        q: queries.
+        kv: keys and values.
+        heads: how many.
+        key_padding: booleans (B, S), true where a key is real.
+        scale: factor of the scores, 1 / sqrt(K) by default.
+        rate: share of the probabilities dropped when rng is given.
+        rng: source of the dropout.
+
+    Raises:
+        ShapeError: q and kv do not fit together, or their last axes are not multiples of heads.
+    """
+    check_rate(rate)
+    if (
+        q.ndim != 3 or kv.ndim != 3 or heads < 1 or q.shape[2] % heads
+        or len(q) != len(kv) or kv.shape[2] != 2 * q.shape[2]
+    ):  # fmt: skip
+        raise ShapeError(
+            f"packed_cross_attention: q {q.shape} and kv {kv.shape} do not fit; expected (B, T, D) and (B, S, 2 D) "
+            f"with D a multiple of heads={heads}."
+        )
+    (q4,), (k, v) = _heads_of(q, 1, heads), _heads_of(kv, 2, heads)
+    rules = _rules(False, _allowed(None, key_padding, q4, k), q4, scale, rate, rng)
+    y, found, _ = _mixed(q4, k, v, None, rules)
+
+    def pullback(g: Array) -> tuple[Array, Array]:
+        xp = namespace(g)
+        gq, g_kv = xp.empty(q.shape, q.dtype), xp.empty(kv.shape, kv.dtype)
+        into = (_heads_of(gq, 1, heads)[0], *_heads_of(g_kv, 2, heads))
+        attention_pullback(_heads_of(g, 1, heads)[0], None, q4, k, v, None, rules, found, into)
+        return gq, g_kv
+
+    return y, pullback
+
+
+@op
+@at_least_float32
+def by_difference(x: Array, *, queries: int) -> tuple[Array, Pullback]:
+    """Values of differences, laid out for pairs of positions: y[h, t, s] = x[h, s - t + T - 1].
+
+    The first value of a row is that of the key farthest before the last query, the last that of the key farthest
+    after the first one.
+
+    Shapes:
+        x: (H, S + T - 1), T being queries; result: (H, T, S).
+
+    Raises:
+        ShapeError: x has another number of axes, or no differences for so many queries.
+    """
+    if x.ndim != 2 or queries < 1 or x.shape[1] < queries:
+        raise ShapeError(
+            f"by_difference: x has shape {x.shape}, expected (H, S + T - 1) with T = queries = {queries}."
+        )
+    xp, (H, count), T = namespace(x), x.shape, queries
+    S = count - T + 1
+    whole = xp.ascontiguousarray(x)
+    row, one = whole.strides
+    rows_HTS = xp.lib.stride_tricks.as_strided(whole, (H, T, S), (row, one, one))[:, ::-1]
 
     def pullback(g: Array) -> Array:
-        g_qkv = namespace(g).empty(shape, q.dtype)
-        g_y = g.reshape(B, T, heads, -1).swapaxes(1, 2)
-        into = tuple(g_qkv.transpose(2, 0, 3, 1, 4))
-        attention_pullback(g_y, None, q, k, v, None, rules, found, into)
-        return g_qkv.reshape(B, T, width)
+        # Read as rows that are one shorter, each row of S values and T zeros is shifted against the one before.
+        wide = xp.zeros((H, T, S + T), g.dtype)
+        wide[:, :, :S] = g[:, ::-1]
+        shifted = wide.reshape(H, -1)[:, : T * count].reshape(H, T, count)
+        total: Array = shifted.sum(axis=1)
+        return total
 
-    return found.y.swapaxes(1, 2).reshape(B, T, D), pullback
+    return rows_HTS.copy(), pullback
+
+
+def _heads_of(x: Array, parts: int, heads: int) -> Any:
+    """Arrays (B, T, parts heads K) seen as `parts` arrays (B, heads, T, K)."""
+    B, T, width = x.shape
+    shape = (B, T, parts, heads, width // (parts * heads))
+    return x.reshape(shape).transpose(2, 0, 3, 1, 4)
+
+
+def _mixed(
+    q: Array, k: Array, v: Array, bias: Array | None, rules: Rules
+) -> tuple[Array, Kept, Array | None]:
+    """Results (B, T, D) of all heads side by side; what the pullback wants; and the bias with four axes."""
+    full = (*q.shape[:3], k.shape[2])
+    bias4 = None if bias is None else _fits(_four(bias), full, "bias")
+    found = attention_forward(q, k, v, bias4, rules, False)
+    B, _, T, _ = q.shape
+    return found.y.swapaxes(1, 2).reshape(B, T, -1), found, bias4
 
 
 def _rules(

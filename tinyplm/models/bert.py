@@ -15,8 +15,7 @@ Symbols: B batch, T time, V vocab_size, D hidden_size (H in the paper), F ffn_si
 P positions, C labels.
 """
 
-import math
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
@@ -38,6 +37,7 @@ from ..nn import (
     init,
 )
 from ..nn.checks import checked_ids, checked_mask
+from ..nn.settings import check_fields
 from ..types import Array, Generator
 
 HEADS = {
@@ -97,29 +97,10 @@ class BertConfig:
     def __post_init__(self) -> None:
         if self.ffn_size is None and type(self.hidden_size) is int:
             object.__setattr__(self, "ffn_size", 4 * self.hidden_size)
-        most = {"hidden_size": 1 << 24, "layers": 10_000, "heads": 1 << 24, "ffn_size": 1 << 26}
-        for field in fields(self):
-            name, value = field.name, getattr(self, field.name)
-            if field.type in (int, int | None):
-                least, limit = int(name != "padding"), most.get(name, 1 << 31)
-                if type(value) is not int or not least <= value <= limit:
-                    raise ConfigError(
-                        f"{name} is {value!r}, but a model needs a whole number from {least} to {limit}."
-                    )
-            elif name.endswith("dropout") and not (name == "classifier_dropout" and value is None):
-                if not _is_number(value) or not 0 <= value < 1:
-                    raise ConfigError(
-                        f"{name} is {value!r}, but it must be at least 0 and below 1."
-                    )
-            elif field.type is float and not (_is_number(value) and 0 < value < 1):
-                raise ConfigError(f"{name} is {value!r}, but it must be above 0 and below 1.")
+        check_fields(self, "model")
         if self.hidden_size % self.heads:
             raise ConfigError(
                 f"hidden_size={self.hidden_size} is not a multiple of heads={self.heads}; choose heads that divide it."
-            )
-        if not isinstance(self.activation, str) or self.activation not in ACTIVATIONS:
-            raise ConfigError(
-                f"activation is {self.activation!r}; known: {', '.join(sorted(ACTIVATIONS))}."
             )
         known = isinstance(self.carries, tuple) and all(name in HEADS for name in self.carries)
         if not known or len({HEADS[name] for name in self.carries}) < len(self.carries):
@@ -135,10 +116,6 @@ class BertConfig:
     def pooled(self) -> bool:
         """Whether there is a pooler: something reads it, or it is there for its own sake."""
         return not {"next-sentence", "sequence-classification", "pooler"}.isdisjoint(self.carries)
-
-
-def _is_number(value: Any) -> bool:
-    return type(value) in (int, float) and math.isfinite(value)
 
 
 SIZES = {  # parameters with both heads of pretraining

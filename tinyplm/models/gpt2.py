@@ -14,7 +14,6 @@ Parameter counts that the paper prints (117M, 345M, 762M, 1542M) are miscounts; 
 
 import math
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
@@ -36,6 +35,7 @@ from ..nn import (
 )
 from ..nn.checks import checked_ids, checked_mask
 from ..nn.decoding import decode
+from ..nn.settings import check_fields
 from ..types import Array, Generator
 
 
@@ -80,44 +80,11 @@ class Gpt2Config:
     def __post_init__(self) -> None:
         if self.ffn_size is None and type(self.hidden_size) is int:
             object.__setattr__(self, "ffn_size", 4 * self.hidden_size)
-        for name, most in (
-            ("vocab_size", 1 << 31),
-            ("hidden_size", 1 << 24),
-            ("layers", 10_000),
-            ("heads", 1 << 24),
-            ("ffn_size", 1 << 26),
-            ("positions", 1 << 31),
-        ):
-            value = getattr(self, name)
-            if type(value) is not int or not 1 <= value <= most:
-                raise ConfigError(
-                    f"{name} is {value!r}, but a GPT-2 needs a whole number from 1 to {most}."
-                )
+        check_fields(self, "GPT-2")
         if self.hidden_size % self.heads:
             raise ConfigError(
                 f"hidden_size={self.hidden_size} is not a multiple of heads={self.heads}; choose heads that divide it."
             )
-        if not isinstance(self.activation, str) or self.activation not in ACTIVATIONS:
-            raise ConfigError(
-                f"activation is {self.activation!r}; known: {', '.join(sorted(ACTIVATIONS))}."
-            )
-        for name in ("dropout", "embedding_dropout", "attention_dropout"):
-            value = getattr(self, name)
-            if not _is_number(value) or not 0 <= value < 1:
-                raise ConfigError(f"{name} is {value!r}, but it must be at least 0 and below 1.")
-        for name in ("eps", "init_std"):
-            value = getattr(self, name)
-            if not _is_number(value) or not 0 < value < 1:
-                raise ConfigError(f"{name} is {value!r}, but it must be above 0 and below 1.")
-        for name in ("tied", "scaled", "scaled_by_depth"):
-            if type(getattr(self, name)) is not bool:
-                raise ConfigError(
-                    f"{name} is {getattr(self, name)!r}, but it must be true or false."
-                )
-
-
-def _is_number(value: Any) -> bool:
-    return type(value) in (int, float) and math.isfinite(value)
 
 
 SIZES = {

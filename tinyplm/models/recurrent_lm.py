@@ -66,13 +66,7 @@ class RecurrentConfig:
     def __post_init__(self) -> None:
         if self.embedding_size is None and type(self.hidden_size) is int:
             object.__setattr__(self, "embedding_size", self.hidden_size)
-        check_fields(
-            self,
-            "recurrent model",
-            choices={"cell": CELLS},
-            rates=("dropout", "embedding_dropout"),
-            flags=("tied",),
-        )
+        check_fields(self, "recurrent model", cell=CELLS)
 
 
 SIZES = {  # Zaremba et al., section 4.1; the paper gives the settings, not the counts

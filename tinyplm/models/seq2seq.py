@@ -36,6 +36,7 @@ from ..errors import ConfigError, ShapeError
 from ..nn import CELLS, Embedding, Head, Inspection, Linear, Module, Recurrent, init
 from ..nn.checks import checked_ids, checked_mask
 from ..nn.recurrent import State
+from ..nn.scores import Additive, Dot, General
 from ..nn.settings import check_fields
 from ..types import Array, Generator
 
@@ -84,14 +85,8 @@ class Seq2SeqConfig:
             object.__setattr__(self, "embedding_size", self.hidden_size)
         if self.source_vocab_size is None and type(self.vocab_size) is int:
             object.__setattr__(self, "source_vocab_size", self.vocab_size)
-        check_fields(
-            self,
-            "Seq2Seq",
-            choices={"cell": CELLS, "attention": ATTENTIONS},
-            rates=("dropout",),
-            flags=("bidirectional", "reversed", "input_feeding"),
-        )
-        if type(self.decoder_start) is not int or not 0 <= self.decoder_start < self.vocab_size:
+        check_fields(self, "Seq2Seq", cell=CELLS, attention=ATTENTIONS)
+        if self.decoder_start >= self.vocab_size:
             raise ConfigError(
                 f"decoder_start is {self.decoder_start!r}, but it must be a token below vocab_size={self.vocab_size}."
             )
@@ -130,47 +125,6 @@ SIZES = {
     ),  # 221,082,000
 }  # fmt: skip
 """Sutskever et al. print 384M parameters; the other papers print none."""
-
-
-class Dot(Module):
-    """The inner product of states of one width (Luong et al., eq. 8)."""
-
-    def keys(self, annotations: Tensor) -> Tensor:
-        """What queries are compared with."""
-        return annotations
-
-    def __call__(self, query: Tensor, keys: Tensor) -> Tensor:
-        """Scores (B, T, S) of queries (B, T, H) and keys (B, S, H)."""
-        return ops.matmul(query, ops.transpose(keys, axes=(0, 2, 1)))
-
-
-class General(Dot):
-    """The inner product behind a matrix (Luong et al., eq. 8)."""
-
-    def __init__(self, width: int, width_key: int, *, rng: Generator | None) -> None:
-        self.project = init.uniform(rng, (width_key, width), 1 / math.sqrt(width_key))
-
-    def keys(self, annotations: Tensor) -> Tensor:
-        """What queries are compared with: computed once for a source."""
-        return ops.linear(annotations, self.project)
-
-
-class Additive(Module):
-    """v' tanh(W h + U e): a network of one hidden layer (Bahdanau et al., appendix A.1.2; Luong's "concat")."""
-
-    def __init__(self, width: int, width_key: int, *, rng: Generator | None) -> None:
-        self.project_query = init.uniform(rng, (width, width), 1 / math.sqrt(width))
-        self.project_key = init.uniform(rng, (width_key, width), 1 / math.sqrt(width_key))
-        self.weight = init.uniform(rng, (width,), 1 / math.sqrt(width))
-
-    def keys(self, annotations: Tensor) -> Tensor:
-        """U e, computed once for a source."""
-        return ops.linear(annotations, self.project_key)
-
-    def __call__(self, query: Tensor, keys: Tensor) -> Tensor:
-        """Scores (B, T, S) of queries (B, T, H) and keys (B, S, H)."""
-        q = ops.linear(query, self.project_query)
-        return ops.matmul(ops.tanh(q[:, :, None] + keys[:, None]), self.weight)
 
 
 class Memory(NamedTuple):

@@ -13,7 +13,7 @@ Symbols: B batch, T time, S time of the encoder, V vocabulary, D hidden_size (d_
 F ffn_size (d_ff), L layers.
 """
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
 from ..autograd import Tensor, no_grad, ops, recording
@@ -36,6 +36,7 @@ from ..nn import (
     init,
 )
 from ..nn.checks import checked_ids, checked_mask
+from ..nn.settings import check_fields
 from ..types import Array, Generator
 
 
@@ -82,24 +83,7 @@ class T5Config:
     init_factor: float = 1.0
 
     def __post_init__(self) -> None:
-        for field in fields(self):
-            name, value = field.name, getattr(self, field.name)
-            if field.type is bool:
-                fits, expected = type(value) is bool, "true or false"
-            elif field.type is str:
-                fits = isinstance(value, str) and value in ACTIVATIONS
-                expected = f"one of {', '.join(ACTIVATIONS)}"
-            elif field.type is float:
-                low, high = {"dropout": (-1e-300, 1), "init_factor": (0, 1e6)}.get(name, (0, 1))
-                fits = type(value) in (int, float) and low < value < high
-                expected = f"a number {'from' if low else 'above'} 0 and below {high:g}"
-            else:
-                least = int(name != "decoder_start")
-                fits = type(value) is int and least <= value < 2**31
-                fits |= name == "decoder_layers" and value is None
-                expected = f"a whole number from {least} and below 2^31"
-            if not fits:
-                raise ConfigError(f"{name} is {value!r}, but it must be {expected}.")
+        check_fields(self, "T5")
         if self.buckets < 4 or self.max_distance <= self.buckets // 2:
             raise ConfigError(
                 f"buckets is {self.buckets} and max_distance {self.max_distance}, but there must be at least 4 "

@@ -20,7 +20,7 @@ from .parser import UsageError, number, whole
 
 GROUPS = {
     "the text": ("data", "encoding", "text_column", "validation", "tokenizer", "vocab_size"),
-    "the model": ("layers", "heads", "hidden_size", "positions", "dropout"),
+    "the model": ("layers", "heads", "hidden_size", "positions", "dropout", "attention"),
     "training": (
         *(
             "objective",

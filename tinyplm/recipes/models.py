@@ -103,16 +103,17 @@ def _recurrent(run: Any, vocab_size: int) -> recurrent_lm.RecurrentConfig:
 
 
 def _seq2seq(run: Any, vocab_size: int) -> seq2seq.Seq2SeqConfig:
+    attention = None if run.attention == "none" else run.attention or "general"
     return seq2seq.Seq2SeqConfig(
         cell="lstm",
         vocab_size=vocab_size,
         hidden_size=run.hidden_size,
         layers=run.layers,
         dropout=run.dropout,
-        bidirectional=True,
-        attention="general",
+        bidirectional=attention not in (None, "dot"),
+        reversed=attention is None,
+        attention=attention,
         init_std=0.2,
-        decoder_start=vocab_size - 1,  # the end token of a tokenizer that is trained here
     )
 
 
@@ -205,6 +206,7 @@ MODELS: dict[str, Entry] = {
         config=_seq2seq,
         objectives=("seq2seq",),
         special_tokens=("<pad>", "</s>"),
+        decoder_start="end_of_text",
         defaults={"layers": 1, "steps": 1_500, "batch": 32, "lr": 4e-3, "weight_decay": 0.01},
     ),
     "t5": Entry(

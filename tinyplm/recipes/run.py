@@ -12,6 +12,7 @@ from typing import Any, get_type_hints
 
 from ..errors import CheckpointError, ConfigError, MissingFileError
 from ..kernels.precision import PRECISIONS
+from ..models.seq2seq import ATTENTIONS
 from ..objectives import OBJECTIVES
 from ..optim import OPTIMIZERS, SCHEDULES
 from .models import MODELS
@@ -36,6 +37,7 @@ class Run:
         hidden_size: width.
         positions: tokens of a window, and the longest context.
         dropout: everywhere the paper has it.
+        attention: of seq2seq, "none", "additive", "dot", "general" or "concat"; "general" when None.
         steps: updates.
         batch: windows in a batch.
         accumulate: batches of an update.
@@ -71,6 +73,7 @@ class Run:
     hidden_size: int = 128
     positions: int = 64
     dropout: float = 0.0
+    attention: str | None = None
     steps: int = 240
     batch: int = 16
     accumulate: int = 1
@@ -122,6 +125,12 @@ class Run:
             )
         _known("model", self.model, MODELS)
         _known("schedule", self.schedule, SCHEDULES)
+        if self.attention is not None:
+            if self.model != "seq2seq":
+                raise ConfigError(
+                    f"attention is a setting of seq2seq, and the model is {self.model}. Leave it out."
+                )
+            _known("attention", self.attention, ("none", *filter(None, ATTENTIONS)))
         _known("optimizer", self.optimizer, OPTIMIZERS)
         _known("device", self.device, ("cpu", "cuda"))
         _known("precision", self.precision, PRECISIONS)

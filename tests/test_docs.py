@@ -42,6 +42,11 @@ MODELS = sorted(path.stem for path in (ROOT / "tinyplm" / "models").glob("[a-z]*
 def test_every_model_has_the_page_of_its_paper(name):
     page = ROOT / "docs" / "papers" / f"{PAGES.get(name, name)}.md"
     text = page.read_text(encoding="utf-8")
-    for part in ("in five lines", f"models/{name}.py", "tinyplm pretrain", "differs from the paper"):
+    for part in (
+        "in five lines",
+        f"models/{name}.py",
+        "tinyplm pretrain",
+        "differs from the paper",
+    ):
         assert part in text, part
     assert re.search(r"arXiv[: ]\d{4}\.\d{4,5}|no arXiv number", text)

@@ -10,6 +10,7 @@ import numpy as np
 
 from ..backend import namespace
 from ..types import Array
+from . import cuda
 from .compiled import array_at, is_float, parallel
 from .many import are_whole, locate, row_of, table_of
 from .registry import Kernel
@@ -159,3 +160,33 @@ def _numba() -> Any:
         Updates([p], [m], [v])([g], [decay], shrink, *numbers)
 
     return update
+
+
+@adamw_update.variant(
+    "cuda",
+    library="cupy",
+    when=lambda p, g, m, v, *_: p.dtype.name == "float32" and cuda.takes(p, m, v) and cuda.takes(g),
+)
+def _cuda() -> Any:
+    """One pass, of four values for each thread; gradients may be stored in 16 bits."""
+
+    def update(
+        p: Array,
+        g: Array,
+        m: Array,
+        v: Array,
+        shrink: float,
+        decay: float,
+        beta_1: float,
+        beta_2: float,
+        step_size: float,
+        root_correction: float,
+        eps: float,
+    ) -> None:
+        numbers = shrink, decay, beta_1, beta_2, 1 - beta_1, 1 - beta_2, step_size
+        cuda.each_value(
+            "adam", f"adamw_update_{g.dtype.name}", (p, g, m, v),
+            *map(float, (*numbers, 1 / root_correction, eps)), group=4,
+        )  # fmt: skip
+
+    return update if cuda.usable() else None

@@ -9,6 +9,7 @@ import numpy as np
 
 from ..backend import namespace
 from ..types import Array
+from . import cuda
 from .compiled import cut, exponential, is_float, largest, parallel, plus
 from .matmul import product, sum_rows
 from .registry import Kernel
@@ -287,3 +288,82 @@ def linear_cross_entropy(
                 g_bias += sum_rows(logits)
         total = total + (losses.astype(np.float64) * share).sum()
     return total, None if gx is None or g_weight is None else (gx, g_weight, g_bias)
+
+
+CUDA_THREADS = 512
+"""Of a block that has a row; as in cross_entropy.cu."""
+
+
+def _cuda_takes(logits_RV: Array, labels_R: Array) -> bool:
+    return logits_RV.size > 0 and cuda.takes(logits_RV) and labels_R.dtype.kind in "iu"
+
+
+def _as(values: Array, dtype: Any) -> Array:
+    return namespace(values).ascontiguousarray(values, dtype)
+
+
+@cross_entropy_forward.variant(
+    "cuda", library="cupy", when=lambda x, labels, _: _cuda_takes(x, labels)
+)
+def _cuda_forward() -> Any:
+    """A block for each row, in one visit; results are float32, whatever logits are stored as."""
+
+    def forward(logits_RV: Array, labels_R: Array, smoothing: float) -> tuple[Array, Array]:
+        R, V = logits_RV.shape
+        losses_R, log_sum_R1 = (cuda.empty(logits_RV, n, np.float32) for n in ((R,), (R, 1)))
+        cuda.launch(
+            "cross_entropy", f"cross_entropy_forward_{logits_RV.dtype.name}", R, CUDA_THREADS,
+            logits_RV, _as(labels_R, np.int64), float(smoothing), losses_R, log_sum_R1, V,
+        )  # fmt: skip
+        return losses_R, log_sum_R1
+
+    return forward if cuda.usable() else None
+
+
+@cross_entropy_pullback.variant(
+    "cuda", library="cupy", when=lambda g, x, labels, *_: _cuda_takes(x, labels)
+)
+def _cuda_pullback() -> Any:
+    """A block for each row, in one visit."""
+
+    def pullback(
+        g_R: Array, logits_RV: Array, labels_R: Array, log_sum_R1: Array, smoothing: float
+    ) -> Array:
+        R, V = logits_RV.shape
+        out_RV = cuda.empty(logits_RV, (R, V))
+        cuda.launch(
+            "cross_entropy", f"cross_entropy_pullback_{out_RV.dtype.name}", R, CUDA_THREADS,
+            _as(g_R, np.float32), logits_RV, _as(labels_R, np.int64), _as(log_sum_R1, np.float32),
+            float(smoothing), out_RV, V,
+        )  # fmt: skip
+        return out_RV
+
+    return pullback if cuda.usable() else None
+
+
+@cross_entropy_in_place.variant(
+    "cuda", library="cupy", when=lambda x, losses, labels, *_: _cuda_takes(x, labels)
+)
+def _cuda_in_place() -> Any:
+    """A block for each row, in two visits, the second out of the cache."""
+
+    def in_place(
+        logits_RV: Array,
+        losses_R: Array,
+        labels_R: Array,
+        share_R: Array,
+        smoothing: float,
+        gradient: bool,
+    ) -> None:
+        R, V = logits_RV.shape
+        direct = losses_R.dtype.name == "float32" and losses_R.flags.c_contiguous
+        made_R = losses_R if direct else cuda.empty(logits_RV, (R,), np.float32)
+        cuda.launch(
+            "cross_entropy", f"cross_entropy_in_place_{logits_RV.dtype.name}", R, CUDA_THREADS,
+            logits_RV, made_R, _as(labels_R, np.int64), _as(share_R, np.float32), float(smoothing),
+            int(gradient), V,
+        )  # fmt: skip
+        if not direct:
+            losses_R[...] = made_R
+
+    return in_place if cuda.usable() else None

@@ -11,6 +11,7 @@ import numpy as np
 
 from ..backend import namespace
 from ..types import Array
+from . import cuda
 from .compiled import is_float, parallel
 from .registry import Kernel
 from .threads import LEAST
@@ -118,3 +119,21 @@ def _numba() -> Any:
         return y
 
     return drop
+
+
+@dropout_forward.variant(
+    "cuda", library="cupy", when=lambda x, rate, _: cuda.takes(x) and 0 < rate < 1
+)
+@dropout_pullback.variant(
+    "cuda", library="cupy", when=lambda g, rate, _: cuda.takes(g) and 0 < rate < 1
+)
+def _cuda() -> Any:
+    """The same bits: only whole numbers are mixed, and there is one rounding."""
+
+    def drop(x: Array, rate: float, seed: int) -> Array:
+        y = cuda.empty(x, x.shape)
+        numbers = seed, np.uint32(threshold(rate)), float(x.dtype.type(scale(rate)))
+        cuda.each_value("dropout", f"dropout_{x.dtype.name}", (x, y), *numbers)
+        return y
+
+    return drop if cuda.usable() else None

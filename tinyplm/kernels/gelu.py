@@ -8,6 +8,7 @@ import numpy as np
 
 from ..backend import namespace
 from ..types import Array
+from . import cuda
 from .compiled import exponential_within, is_float, parallel
 from .erf import erf
 from .registry import Kernel
@@ -223,3 +224,18 @@ for _kernel, _body in (
     (gelu_tanh_pullback, _gelu_tanh_slope_part),
 ):
     _kernel.variant("numba", library="numpy", when=is_float)(functools.partial(_elementwise, _body))
+
+
+def _cuda(name: str) -> Any:
+    """Groups of 16 bytes, one for each thread."""
+
+    def compute(*arrays: Array) -> Array:
+        y = cuda.empty(arrays[0], arrays[0].shape)
+        cuda.each_value("gelu", f"{name}_{y.dtype.name}", (*arrays, y))
+        return y
+
+    return compute if cuda.usable() else None
+
+
+for _kernel in (gelu_forward, gelu_pullback, gelu_tanh_forward, gelu_tanh_pullback):
+    _kernel.variant("cuda", library="cupy", when=cuda.takes)(functools.partial(_cuda, _kernel.name))

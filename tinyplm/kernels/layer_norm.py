@@ -10,6 +10,7 @@ import numpy as np
 
 from ..backend import namespace
 from ..types import Array
+from . import cuda
 from .compiled import is_float, parallel, plus
 from .registry import Kernel
 from .threads import LEAST, parts
@@ -285,3 +286,99 @@ def _sums(x_RC: Array) -> Array:
     """Room for each part's gradients of gain and bias, apart by more than what a core fetches at once."""
     R, C = x_RC.shape
     return np.empty((parts(R, _least(C)), 2, C + 32), x_RC.dtype)
+
+
+TEAMS = {"warp": 1056, "narrow": 1056, "block": 264, "wide": 264, "any": 264}
+"""Of the pullback on the device, by the shape of rows: each adds up its rows for the gradients of gain and bias.
+
+One block of eight warps, or two of one team, for each of an H200's 132 multiprocessors; on all devices, as the order of
+the sums depends on it.
+"""
+
+
+def _cuda_takes(statistics: tuple[Array, ...], *arrays: Array | None) -> bool:
+    """Means and scales are float32 on the device, whatever rows are stored as."""
+    present = [a for a in arrays if a is not None]
+    kinds = {a.dtype.name for a in statistics}
+    return present[0].size > 0 and cuda.takes(*present) and kinds <= {"float32"}
+
+
+def _cuda_norm(
+    x_RC: Array, branch_RC: Array | None, gain: Array, bias: Array | None, eps: float
+) -> tuple[Array, Array, Array, Array]:
+    R, C = x_RC.shape
+    sum_RC = None if branch_RC is None else cuda.empty(x_RC, (R, C))
+    y_RC, scale_R1 = cuda.empty(x_RC, (R, C)), cuda.empty(x_RC, (R, 1), np.float32)
+    mean_R1 = None if bias is None else cuda.empty(x_RC, (R, 1), np.float32)
+    shape = cuda.rows(C, x_RC, branch_RC, gain, bias, sum_RC, y_RC)
+    cuda.launch(
+        "layer_norm", f"norm_forward_{x_RC.dtype.name}_{shape.name}",
+        -(-R // shape.teams), cuda.THREADS,
+        x_RC, branch_RC, gain, bias, float(eps), sum_RC, y_RC, mean_R1, scale_R1, R, C,
+    )  # fmt: skip
+    return (
+        x_RC if sum_RC is None else sum_RC,
+        y_RC,
+        scale_R1 if mean_R1 is None else mean_R1,
+        scale_R1,
+    )
+
+
+def _cuda_norm_back(
+    g_RC: Array, g_sum_RC: Array | None, x_RC: Array, mean_R1: Array | None, scale_R1: Array, gain: Array
+) -> tuple[Array, Array, Array]:  # fmt: skip
+    R, C = x_RC.shape
+    kind = x_RC.dtype.name
+    gx_RC, g_gain, g_bias = (cuda.empty(x_RC, shape) for shape in ((R, C), (C,), (C,)))
+    shape = cuda.rows(C, g_RC, g_sum_RC, x_RC, gain, gx_RC)
+    teams = min(R, TEAMS[shape.name])
+    sums = cuda.empty(x_RC, (teams, 2, C), np.float32)
+    cuda.launch(
+        "layer_norm", f"norm_pullback_{kind}_{shape.name}", -(-teams // shape.teams), cuda.THREADS,
+        g_RC, g_sum_RC, x_RC, mean_R1, scale_R1, gain, gx_RC, sums, R, C, teams,
+    )  # fmt: skip
+    cuda.launch(
+        "layer_norm", f"norm_finish_{kind}", -(-2 * C // 32), 1024, sums, g_gain, g_bias, C, teams
+    )
+    return gx_RC, g_gain, g_bias
+
+
+@layer_norm_forward.variant("cuda", library="cupy", when=lambda *a: _cuda_takes((), *a[:4]))
+def _cuda_forward() -> Any:
+    """A team of threads for each row, which is held in registers if it fits."""
+    return _cuda_norm if cuda.usable() else None
+
+
+@layer_norm_pullback.variant(
+    "cuda", library="cupy", when=lambda g, s, x, mean, scale, gain: _cuda_takes((mean, scale), g, s, x, gain)
+)  # fmt: skip
+def _cuda_pullback() -> Any:
+    """One visit to each row, as forward; a second kernel adds up the teams' gradients of gain and bias in order."""
+    return _cuda_norm_back if cuda.usable() else None
+
+
+@rms_norm_forward.variant("cuda", library="cupy", when=lambda *a: _cuda_takes((), *a[:3]))
+def _cuda_rms_forward() -> Any:
+    """As for layer norm."""
+
+    def forward(
+        x_RC: Array, branch_RC: Array | None, gain: Array, eps: float
+    ) -> tuple[Array, Array, Array]:
+        sum_RC, y_RC, _, scale_R1 = _cuda_norm(x_RC, branch_RC, gain, None, eps)
+        return sum_RC, y_RC, scale_R1
+
+    return forward if cuda.usable() else None
+
+
+@rms_norm_pullback.variant(
+    "cuda", library="cupy", when=lambda g, s, x, scale, gain: _cuda_takes((scale,), g, s, x, gain)
+)
+def _cuda_rms_pullback() -> Any:
+    """As for layer norm."""
+
+    def pullback(
+        g_RC: Array, g_sum_RC: Array | None, x_RC: Array, scale_R1: Array, gain: Array
+    ) -> tuple[Array, Array]:
+        return _cuda_norm_back(g_RC, g_sum_RC, x_RC, None, scale_R1, gain)[:2]
+
+    return pullback if cuda.usable() else None

@@ -13,6 +13,7 @@ import numpy as np
 
 from ..backend import namespace
 from ..types import Array
+from . import cuda
 from .compiled import array_at, jit, parallel, plus
 from .registry import Kernel
 from .threads import LEAST, parts
@@ -118,3 +119,31 @@ def _numba() -> Any:
         return float(sum(sums.tolist()))
 
     return squares
+
+
+CUDA_BLOCKS = 1056
+"""Eight for each multiprocessor of an H200; a number for all devices, as the order of the sums depends on it."""
+
+
+@sum_of_squares.variant(
+    "cuda", library="cupy", when=lambda *arrays: all(cuda.takes(a) for a in arrays)
+)
+def _cuda() -> Any:
+    """A kernel for each array, and one that adds up. The sum stays on the device: whoever reads it waits for it."""
+
+    def squares(*arrays: Array) -> Array:
+        blocks = [min(CUDA_BLOCKS, -(-a.size // (4 * cuda.THREADS))) for a in arrays]
+        sums = cuda.empty(arrays[0], (sum(blocks),), np.float64)
+        total, start = cuda.empty(arrays[0], (), np.float64), 0
+        for a, count in zip(arrays, blocks, strict=True):
+            group = 16 // a.dtype.itemsize
+            groups = a.size // group if cuda.are_aligned(group, a) else 0
+            cuda.launch(
+                "adam", f"squares_{a.dtype.name}", count, cuda.THREADS,
+                a, a.size, groups, sums[start : start + count],
+            )  # fmt: skip
+            start += count
+        cuda.launch("adam", "add_up", 1, cuda.THREADS, sums, total, sums.size)
+        return total
+
+    return squares if cuda.usable() else None

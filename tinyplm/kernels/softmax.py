@@ -6,6 +6,7 @@ import numpy as np
 
 from ..backend import namespace
 from ..types import Array
+from . import cuda
 from .compiled import cut, exponential, is_float, largest, parallel, plus
 from .registry import Kernel
 from .threads import LEAST
@@ -197,3 +198,69 @@ def _numba_scores_pullback() -> Any:
             run(G * T, *rows, least=-(-LEAST // S))
 
     return pullback
+
+
+def _last(x: Array, axis: int) -> bool:
+    return x.ndim > 0 and axis in (-1, x.ndim - 1) and x.size > 0
+
+
+@softmax_forward.variant(
+    "cuda", library="cupy", when=lambda x, axis: _last(x, axis) and cuda.takes(x)
+)
+def _cuda_forward() -> Any:
+    """A team of threads for each row, which is held in registers if it fits."""
+
+    def forward(x: Array, axis: int) -> Array:
+        y, width = cuda.empty(x, x.shape), x.shape[-1]
+        _start_rows("softmax_forward", x.size // width, width, (x, y), 1.0, width, 1)
+        return y
+
+    return forward if cuda.usable() else None
+
+
+@softmax_pullback.variant(
+    "cuda", library="cupy", when=lambda g, y, axis: _last(y, axis) and cuda.takes(g, y)
+)
+def _cuda_pullback() -> Any:
+    """As forward."""
+
+    def pullback(g: Array, y: Array, axis: int) -> Array:
+        gx, width = cuda.empty(y, y.shape), y.shape[-1]
+        _start_rows("softmax_pullback", y.size // width, width, (g, y, gx), 1.0)
+        return gx
+
+    return pullback if cuda.usable() else None
+
+
+@score_softmax.variant("cuda", library="cupy", when=lambda s, *_: s.size > 0 and cuda.takes(s))
+def _cuda_scores() -> Any:
+    """As softmax_forward, in place."""
+
+    def scores(s_GTS: Array, scale: float, first: int) -> None:
+        G, T, S = s_GTS.shape
+        _start_rows("softmax_forward", G * T, S, (s_GTS, s_GTS), float(scale), first, T)
+
+    return scores if cuda.usable() else None
+
+
+@score_softmax_pullback.variant(
+    "cuda", library="cupy", when=lambda g, p, _: g.size > 0 and cuda.takes(g, p)
+)
+def _cuda_scores_pullback() -> Any:
+    """As softmax_pullback, in place."""
+
+    def pullback(g_GTS: Array, p_GTS: Array, scale: float) -> None:
+        G, T, S = g_GTS.shape
+        _start_rows("softmax_pullback", G * T, S, (g_GTS, p_GTS, g_GTS), float(scale))
+
+    return pullback if cuda.usable() else None
+
+
+def _start_rows(
+    kernel: str, rows: int, width: int, arrays: tuple[Array, ...], *numbers: Any
+) -> None:
+    shape = cuda.rows(width, *arrays)
+    cuda.launch(
+        "softmax", f"{kernel}_{arrays[0].dtype.name}_{shape.name}",
+        -(-rows // shape.teams), cuda.THREADS, *arrays, rows, width, *numbers,
+    )  # fmt: skip

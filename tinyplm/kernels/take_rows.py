@@ -7,6 +7,7 @@ import numpy as np
 
 from ..backend import namespace
 from ..types import Array
+from . import cuda
 from .compiled import is_float, parallel
 from .registry import Kernel
 from .threads import LEAST
@@ -102,3 +103,75 @@ def _numba_add() -> Any:
         return table
 
     return add
+
+
+RUN, PIECE = 512, 32
+"""Positions that a warp sorts, and sorted ones that a block adds up; as in take_rows.cu."""
+
+
+@copy_rows.variant("cuda", library="cupy", when=lambda table, ids_N: cuda.takes(table))
+def _cuda_copy() -> Any:
+    """A warp for each row, in units as large as rows allow."""
+
+    def copy(table: Array, ids_N: Array) -> Array:
+        y = cuda.empty(table, (ids_N.size, *table.shape[1:]))
+        row_bytes = math.prod(table.shape[1:]) * table.dtype.itemsize
+        unit = next(u for u in (16, 4, 2) if _is_multiple(u, row_bytes, table, y))
+        ids = namespace(ids_N).ascontiguousarray(ids_N, np.int64)
+        blocks = -(-ids.size // (cuda.THREADS // 32)) if row_bytes else 0
+        numbers = ids.size, len(table), row_bytes // unit
+        cuda.launch("take_rows", f"copy_rows_{unit}", blocks, cuda.THREADS, table, ids, y, *numbers)
+        return y
+
+    return copy if cuda.usable() else None
+
+
+def _is_multiple(unit: int, row_bytes: int, *arrays: Array) -> bool:
+    return row_bytes % unit == 0 and all(cuda.address(a) % unit == 0 for a in arrays)
+
+
+@add_rows.variant(
+    "cuda", library="cupy", when=lambda g, ids_N, rows: cuda.takes(g) and rows < 1 << 32
+)
+def _cuda_add() -> Any:
+    """Positions sorted by id, keeping their order, pieces of them added up, and then sums of pieces of one id."""
+
+    def add(g: Array, ids_N: Array, rows: int) -> Array:
+        table = cuda.empty(g, (rows, *g.shape[1:]), zeros=True)
+        n, width = ids_N.size, math.prod(g.shape[1:])
+        if not n or not table.size:
+            return table
+        keys, order = _cuda_sorted(ids_N, rows)
+        pieces = -(-n // PIECE)
+        sums = cuda.empty(g, (pieces, 2, width), np.float32)
+        group = 16 // g.dtype.itemsize
+        whole = width % group == 0 and cuda.are_aligned(group, g, table)
+        kind, sizes = g.dtype.name, (n, rows, width)
+        cuda.launch(
+            "take_rows", f"add_rows_{kind}_{'groups' if whole else 'single'}", pieces, cuda.THREADS,
+            g, keys, order, table, sums, *sizes,
+        )  # fmt: skip
+        cuda.launch(
+            "take_rows", f"join_rows_{kind}", pieces, cuda.THREADS, keys, table, sums, *sizes
+        )
+        return table
+
+    return add if cuda.usable() else None
+
+
+def _cuda_sorted(ids_N: Array, rows: int) -> tuple[Array, Array | None]:
+    """The ids in their order as uint32, and where each was; equal ones keep theirs."""
+    n = ids_N.size
+    keys, values = ids_N.reshape(-1).astype(np.uint32), None  # null: 0, 1, 2, ...
+    runs = -(-n // RUN)
+    counts = cuda.empty(keys, (256, runs))
+    for shift in range(0, max(1, (rows - 1).bit_length()), 8):
+        to_keys, to_values = cuda.empty(keys, (n,)), cuda.empty(keys, (n,))
+        cuda.launch("take_rows", "sort_count", runs, 32, keys, counts, n, runs, shift)
+        cuda.launch("take_rows", "sort_scan", 1, 1024, counts, counts.size)
+        cuda.launch(
+            "take_rows", "sort_move", runs, 32,
+            keys, values, counts, to_keys, to_values, n, runs, shift,
+        )  # fmt: skip
+        keys, values = to_keys, to_values
+    return keys, values

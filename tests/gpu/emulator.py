@@ -1,0 +1,102 @@
+"""Runs device code on the CPU: the .cu files compiled as plain C++, and launches that go there with NumPy's arrays.
+
+What goes through it is all of a "cuda" variant: which kernel it chooses, how many blocks, every argument with its type,
+and the kernel itself, line by line.
+"""
+
+import ctypes
+import functools
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import ml_dtypes
+import numpy as np
+
+from tinyplm.kernels import cuda
+
+HEADER = Path(__file__).with_name("emulated.h")
+COMPILER = shutil.which("g++")
+KINDS = {
+    "float": np.float32, "double": np.float64, "i64": np.int64, "u32": np.uint32,
+    "float16": np.float16, "bfloat16": ml_dtypes.bfloat16,
+}  # fmt: skip
+GUARD = 64
+"""Values before and after each new array, which nobody may write to."""
+
+
+class Emulator:
+    """Stands for the device: `install` puts it in the place of tinyplm.kernels.cuda's launches."""
+
+    def __init__(self, folder):
+        self.folder, self._rooms = Path(folder), []
+        self.library = functools.cache(self._library)
+
+    def install(self, monkeypatch):
+        monkeypatch.setattr(cuda, "launch", self.launch)
+        monkeypatch.setattr(cuda, "empty", self.empty)
+        monkeypatch.setattr(cuda, "address", lambda a: a.ctypes.data)
+        monkeypatch.setattr(cuda, "usable", lambda: True)
+
+    def _library(self, file):
+        text = f'#include "{HEADER}"\n{cuda.source(file)}\n'
+        given, made = self.folder / f"{file}.cpp", self.folder / f"{file}.so"
+        given.write_text(text, encoding="utf-8")
+        plain = self._run("-E", "-P", given)
+        signatures = dict(re.findall(r'extern "C"\s+void\s+(\w+)\(\s*([^)]*)\)', plain))
+        signatures = {n: p for n, p in signatures.items() if not n.startswith("emulate_")}
+        launches = "".join(f"LAUNCH({name})\n" for name in signatures)
+        given.write_text(text + launches, encoding="utf-8")
+        self._run("-O1", "-shared", "-fPIC", "-o", made, given)
+        return ctypes.CDLL(str(made)), signatures
+
+    def _run(self, *options):
+        result = subprocess.run(
+            [COMPILER, "-std=c++17", "-ffp-contract=off", "-w", *options],
+            capture_output=True, text=True, encoding="utf-8",
+        )  # fmt: skip
+        assert result.returncode == 0, result.stderr[:5000]
+        return result.stdout
+
+    def launch(self, file, kernel, blocks, threads, *arguments):
+        if not blocks:
+            return
+        library, signatures = self.library(file)
+        types = [re.sub(r"\s*\w+$", "", p.strip()) for p in signatures[kernel].split(",")]
+        values = [cuda.passed(a) for a in arguments]
+        assert len(values) == len(types), f"{kernel}: {len(values)} arguments for {types}"
+        held = [_held(kernel, *pair) for pair in zip(types, values, strict=True)]
+        places = (ctypes.c_void_p * len(held))(*(h.ctypes.data for h in held))
+        getattr(library, f"emulate_{kernel}")(ctypes.c_long(blocks), threads, places)
+
+    def empty(self, like, shape, dtype=None, *, zeros=False):
+        """As cuda.empty, but what nobody wrote is NaN, and so is what lies around it."""
+        kind = np.dtype(like.dtype if dtype is None else dtype)
+        size = int(np.prod(shape))
+        room = np.full((size + 2 * GUARD) * kind.itemsize, 0xFF, np.uint8).view(kind)
+        self._rooms.append(room)
+        inner = room[GUARD : GUARD + size]
+        if zeros:
+            inner[...] = 0
+        return inner.reshape(shape)
+
+    def check(self):
+        """Nothing was written around any array."""
+        for room in self._rooms:
+            around = np.concatenate([room[:GUARD], room[-GUARD:]])
+            assert (around.view(np.uint8) == 0xFF).all(), "written outside of an array"
+        self._rooms.clear()
+
+
+def _held(kernel, kind, value):
+    """One argument as memory that holds it, if it is of the kind that the kernel declares."""
+    declared = kind.replace("const", "").replace("*", "").strip()
+    if "*" in kind and isinstance(value, np.ndarray):
+        assert value.flags.c_contiguous
+        if not kernel.startswith("copy_rows"):
+            assert value.dtype == KINDS[declared], f"{kernel}: {value.dtype} for {kind}"
+        return np.array([value.ctypes.data], np.uintp)
+    wanted = np.uintp if "*" in kind else KINDS[declared]
+    assert type(value) is wanted, f"{kernel}: {type(value)} for {kind}"
+    return np.array([value])

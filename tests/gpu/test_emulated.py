@@ -1,0 +1,249 @@
+"""The device's code on the CPU, against the definitions: every "cuda" variant, from its launch to its last line."""
+
+import numpy as np
+import pytest
+from accuracy import assert_same_bits, wide
+from device_cases import DTYPES, SHAPES, VARIANTS, arguments, assert_right
+from kernel_cases import KERNEL_CASES
+
+from tinyplm.kernels import cuda, dropout, layer_norm
+from tinyplm.kernels.registry import KERNELS
+
+TYPES = pytest.mark.parametrize("dtype", list(DTYPES), ids=lambda d: d.name)
+NAMES = pytest.mark.parametrize("name", VARIANTS)
+
+
+@pytest.fixture
+def device(built, monkeypatch):
+    built.install(monkeypatch)
+    yield built
+    built.check()
+
+
+def run(name, given):
+    """The results of a variant, whose `when` takes these arguments."""
+    variant, case = VARIANTS[name], KERNEL_CASES[name]
+    assert variant.when(*given)
+    return case.call(variant.build(), *given)
+
+
+@TYPES
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@NAMES
+def test_a_kernel_computes_what_its_definition_says(device, name, shape, dtype):
+    given = arguments(name, shape, dtype)
+    if not VARIANTS[name].when(*given):
+        assert 0 in shape  # the definition does what is empty
+        return
+    assert_right(name, given, run(name, given), dtype)
+
+
+@NAMES
+def test_arrays_may_begin_anywhere(device, name):
+    for dtype in DTYPES:
+        given = arguments(name, (3, 96), dtype)
+        apart = [_moved(a) if isinstance(a, np.ndarray) else a for a in given]
+        variant = VARIANTS[name]
+        assert variant.when(*apart)
+        function, case = variant.build(), KERNEL_CASES[name]
+        result = function(*apart)
+        for i, (a, b) in enumerate(zip(apart, given, strict=True)):
+            if i not in case.in_place and isinstance(a, np.ndarray):
+                assert a.tobytes() == b.tobytes()
+        found = [apart[i] for i in case.in_place] if case.in_place else result
+        found = tuple(found) if isinstance(found, tuple | list) else (found,)
+        assert_right(name, given, found, dtype)
+
+
+def _moved(a):
+    """A copy that begins one value behind an address that vectors want."""
+    room = np.empty(a.size + 1, a.dtype)
+    room[1:] = a.reshape(-1)
+    return room[1:].reshape(a.shape)
+
+
+@NAMES
+def test_what_has_gaps_is_left_to_the_definition(device, name):
+    given = arguments(name, (6, 8), np.float32)
+    large = [i for i, a in enumerate(given) if isinstance(a, np.ndarray) and a.dtype == np.float32]
+    gaps = list(given)
+    gaps[large[0]] = np.repeat(given[large[0]], 2, axis=-1)[..., ::2]
+    if name == "cross_entropy_pullback":
+        gaps[1] = np.asfortranarray(given[1])  # the first one is made whole
+    assert not VARIANTS[name].when(*gaps)
+    assert not VARIANTS[name].when(
+        *(a.astype(np.float64) if i in large else a for i, a in enumerate(given))
+    )
+
+
+@TYPES
+@pytest.mark.parametrize("width", [64, 33, 1032, 1037, 8200])
+@pytest.mark.parametrize("name", ["layer_norm_pullback", "rms_norm_pullback"])
+def test_a_team_adds_up_many_rows(device, monkeypatch, name, width, dtype):
+    monkeypatch.setattr(layer_norm, "TEAMS", dict.fromkeys(layer_norm.TEAMS, 3))
+    given = arguments(name, (7, width), dtype)
+    assert_right(name, given, run(name, given), dtype)
+
+
+@pytest.mark.parametrize("name", ["layer_norm_forward", "rms_norm_forward"])
+def test_without_a_branch_the_sum_is_the_input(device, name):
+    x, _, *rest = arguments(name, (3, 40), np.float32)
+    found = VARIANTS[name].build()(x, None, *rest)
+    assert found[0] is x
+    assert_right(name, (x, None, *rest), found, np.float32)
+
+
+@pytest.mark.parametrize("name", ["layer_norm_pullback", "rms_norm_pullback"])
+def test_nothing_may_be_due_besides(device, name):
+    g, _, *rest = arguments(name, (3, 40), np.float32)
+    assert_right(name, (g, None, *rest), run(name, (g, None, *rest)), np.float32)
+
+
+INF, NAN = np.inf, np.nan
+HARD = np.array(
+    [
+        [INF, 1, 2, 3],
+        [-INF, 1, 2, 3],
+        [NAN, 1, 2, 3],
+        [-INF, -INF, -INF, -INF],
+        [INF, -INF, 0, 1],
+        [NAN, -INF, -INF, -INF],
+        [88, -88, 1e30, -1e30],
+        [0, -0.0, 1e-40, -1e-40],
+    ],
+    np.float32,
+)
+
+
+@pytest.mark.parametrize("copies", [1, 300])
+@pytest.mark.parametrize(
+    "name", ["softmax_forward", "gelu_forward", "gelu_tanh_forward", "dropout_forward"]
+)
+def test_what_is_not_finite_is_as_in_the_definition(device, name, copies):
+    x = np.tile(HARD, copies)
+    rest = {"softmax_forward": (1,), "dropout_forward": (0.5, 3)}.get(name, ())
+    with np.errstate(all="ignore"):
+        expected = KERNELS[name].definition(x, *rest)
+    (found,) = run(name, (x, *rest))
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["gelu_pullback", "gelu_tanh_pullback"])
+def test_slopes_of_what_is_not_finite_are_as_in_the_definition(device, name):
+    g = np.full_like(HARD, 2)
+    with np.errstate(all="ignore"):
+        expected = KERNELS[name].definition(g, HARD)
+    np.testing.assert_allclose(run(name, (g, HARD))[0], expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_losses_of_what_is_not_finite_are_as_in_the_definition(device, smoothing):
+    labels, share = np.array([1, 1, 1, 1, 2, 1, 0, 3]), np.array([1, 1, 1, 1, 1, 1, 0, 0.5])
+    share = share.astype(np.float32)
+    results = []
+    with np.errstate(all="ignore"):
+        for name in ("definition", "cuda"):
+            kernel = KERNELS["cross_entropy_in_place"]
+            function = kernel.definition
+            if name == "cuda":
+                function = VARIANTS["cross_entropy_in_place"].build()
+            logits, losses = HARD.copy(), np.full(8, NAN, np.float32)
+            function(logits, losses, labels, share, smoothing, True)
+            results.append((logits, losses))
+    for expected, found in zip(*results, strict=True):
+        np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
+
+
+@TYPES
+def test_a_row_without_a_share_has_no_loss_and_no_gradient_whatever_it_is(device, dtype):
+    logits = np.full((2, 37), NAN, dtype)
+    losses = np.full(2, NAN, dtype)
+    labels, share = np.array([-100, 5]), np.zeros(2, dtype)
+    VARIANTS["cross_entropy_in_place"].build()(logits, losses, labels, share, 0.0, True)
+    assert (wide(logits) == 0).all()
+    assert (wide(losses) == 0).all()
+
+
+def test_a_label_or_an_id_outside_gives_nan_and_reads_nothing(device):
+    logits, losses = np.zeros((3, 5), np.float32), np.zeros(3, np.float32)
+    share = np.ones(3, np.float32)
+    in_place = VARIANTS["cross_entropy_in_place"].build()
+    in_place(logits, losses, np.array([-1, 2, 5]), share, 0.0, True)
+    assert np.isnan(losses).tolist() == [True, False, True]
+    table = np.ones((3, 4), np.float32)
+    rows = VARIANTS["copy_rows"].build()(table, np.array([-1, 2, 3]))
+    assert np.isnan(rows).all(axis=1).tolist() == [True, False, True]
+
+
+@TYPES
+@pytest.mark.parametrize(("n", "rows"), [(1, 1), (31, 2), (1100, 3), (1100, 70_000), (600, 1)])
+def test_rows_are_added_up_in_order_whether_ids_are_many_or_few(device, n, rows, dtype):
+    rng = np.random.default_rng(1)
+    ids = rng.integers(0, rows, n)
+    ids[n // 2 :] = np.sort(ids[n // 2 :])
+    g = rng.integers(-3, 4, (n, 8)).astype(dtype)  # whole numbers: sums of them are exact
+    (found,) = run("add_rows", (g, ids, rows))
+    expected = np.zeros((rows, 8))
+    np.add.at(expected, ids, wide(g))
+    assert_same_bits(found, expected.astype(dtype))
+
+
+@TYPES
+def test_dropout_has_the_same_bits(device, dtype):
+    x = np.random.default_rng(0).standard_normal((37, 29)).astype(dtype)
+    for rate, seed in ((0.1, 0), (0.5, 7), (0.9, (1 << 62) + 12345)):
+        (found,) = run("dropout_forward", (x, rate, seed))
+        assert_same_bits(found, dropout.dropout_forward.definition(x, rate, seed))
+
+
+TRIED = """
+extern "C" __global__ void try_random(const u32 *given, u32 *found, i64 n) {
+    const i64 i = threadIdx.x;
+    if (i < n) {
+        const u32 *a = given + 6 * i;
+        const uint4 bits = philox({a[0], a[1], a[2], a[3]}, {a[4], a[5]});
+        u32 *to = found + 5 * i;
+        to[0] = bits.x;
+        to[1] = bits.y;
+        to[2] = bits.z;
+        to[3] = bits.w;
+        to[4] = mixed(a[0], a[1], a[2], a[3]);
+    }
+}
+"""
+
+
+def test_random_bits_are_those_that_are_known(device, monkeypatch, tmp_path):
+    (tmp_path / "prelude.cu").write_text(
+        (cuda.FOLDER / "prelude.cu").read_text(encoding="utf-8"), encoding="utf-8"
+    )
+    (tmp_path / "tried.cu").write_text(TRIED, encoding="utf-8")
+    monkeypatch.setattr(cuda, "FOLDER", tmp_path)
+    ones = (1 << 32) - 1
+    given = np.random.default_rng(0).integers(0, 1 << 31, (40, 6)).astype(np.uint32)
+    given[0], given[1] = 0, ones
+    found = np.zeros((40, 5), np.uint32)
+    device.launch("tried", "try_random", 1, 64, given, found, 40)
+    assert [f"{v:08x}" for v in found[0, :4]] == ["6627e8d5", "e169c58d", "bc57ac4c", "9b00dbd8"]
+    assert [f"{v:08x}" for v in found[1, :4]] == ["408f276d", "41c83b0e", "a20bc7c6", "6d5451fd"]
+    known = [dropout.mixed(*map(int, row[:4])) for row in given[2:]]
+    assert found[2:, 4].tolist() == known
+
+
+def test_every_kernel_of_every_file_is_launched_by_some_case(built, monkeypatch):
+    built.install(monkeypatch)
+    seen = set()
+    monkeypatch.setattr(cuda, "launch", lambda _, kernel, blocks, *__: seen.add(kernel))
+    for name, variant in VARIANTS.items():
+        for shape in SHAPES:
+            for dtype in DTYPES:
+                given = arguments(name, shape, dtype)
+                for some in (given, [_moved(a) if isinstance(a, np.ndarray) else a for a in given]):
+                    if variant.when(*some):
+                        variant.build()(*some)
+    there = {name for file in cuda.FILES for name in built.library(file)[1]}
+    assert there == seen
+
+
+def test_types_are_those_of_the_package():
+    assert tuple(d.name for d in DTYPES) == cuda.TYPES

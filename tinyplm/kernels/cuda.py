@@ -1,0 +1,393 @@
+"""Device code: compiling the .cu files of this folder, keeping what was compiled, and launching it through CuPy.
+
+A file is compiled as a whole when the first of its kernels is launched, by NVRTC for the card that is there. It is kept
+in the user's cache folder under a name made of its text, the options, the compiler and the card. Nothing is compiled,
+and CuPy is not imported, before that. Where NVRTC is not to be had, an nvcc on the PATH does.
+
+Kernels are for arrays of float32, float16 or bfloat16 in row-major order without gaps; they compute in float32. No
+launch waits for the device.
+"""
+
+import contextlib
+import ctypes
+import functools
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ..backend import library, namespace
+from ..errors import DeviceError, DeviceMemoryError, MissingExtraError, TinyplmWarning
+from ..types import Array
+from .precision import cache_file
+
+FOLDER = Path(__file__).parent
+FILES = tuple(sorted(path.stem for path in FOLDER.glob("*.cu") if path.stem != "prelude"))
+"""Every file of kernels."""
+
+TYPES = ("float32", "float16", "bfloat16")
+"""What values may be stored as."""
+
+THREADS = 256
+"""Threads of a block, where a kernel does not want another number; as in prelude.cu."""
+
+HELD = 32
+"""Values of a row that a thread holds in registers at most; as in prelude.cu."""
+
+OLDEST = 80
+"""The oldest compute capability, 8.0, without its point: the first with bfloat16."""
+
+STANDARD = "--std=c++17"
+
+
+class Compiled(NamedTuple):
+    """What a compiler made.
+
+    Attributes:
+        cubin: machine code for one architecture.
+        log: what it said: registers, shared memory and spills of every kernel.
+    """
+
+    cubin: bytes
+    log: str
+
+
+@dataclass(frozen=True)
+class Compiler:
+    """A way to compile device code.
+
+    Attributes:
+        name: what it is, with its version.
+        compile: makes machine code from a text for an architecture as "sm_90a"; raises DeviceError with the
+            compiler's own words.
+    """
+
+    name: str
+    compile: Callable[[str, str], Compiled]
+
+
+def source(file: str) -> str:
+    """The text of a file with what all begin with before it."""
+    texts = ((FOLDER / f"{name}.cu").read_text(encoding="utf-8") for name in ("prelude", file))
+    return "\n".join(texts)
+
+
+def architecture() -> str:
+    """What to compile for: the card in use, as "sm_90a".
+
+    Raises:
+        MissingExtraError: CuPy or a driver is missing.
+        DeviceError: the card is too old.
+    """
+    device = library("cuda").cuda.Device()
+    found = str(device.compute_capability)
+    if int(found) < OLDEST:
+        raise DeviceError(
+            f"Card {device.id} has compute capability {found[:-1]}.{found[-1]}, but tinyplm's kernels need "
+            f"{OLDEST // 10}.{OLDEST % 10} (Ampere, 2020) or later. Choose another card with CUDA_VISIBLE_DEVICES, or "
+            "use --device cpu."
+        )
+    return "sm_90a" if found == "90" else f"sm_{found}"
+
+
+def compilers() -> Iterator[Compiler]:
+    """Those that are here, best first: NVRTC as CuPy has it, NVRTC's own package, nvcc on the PATH."""
+    for find in (_cupy_nvrtc, _packaged_nvrtc, _nvcc):
+        if (found := find()) is not None:
+            yield found
+
+
+@functools.cache
+def compiler() -> Compiler:
+    """The best one.
+
+    Raises:
+        MissingExtraError: there is none.
+    """
+    found = next(compilers(), None)
+    if found is None:
+        raise MissingExtraError(
+            "No compiler for device code: neither NVRTC (of CuPy, or the package nvidia-cuda-nvrtc) nor nvcc on the "
+            'PATH. CuPy\'s wheels bring it with: pip install "cupy-cuda13x[ctk]" or "cupy-cuda12x[ctk]".'
+        )
+    return found
+
+
+def _options(arch: str) -> list[str]:
+    """For NVRTC; ptxas is to say what each kernel uses."""
+    return [STANDARD, f"--gpu-architecture={arch}", "--ptxas-options=-v"]
+
+
+def _refused(name: str, arch: str, log: str) -> DeviceError:
+    return DeviceError(
+        f"{name} did not compile tinyplm's kernels for {arch}. A card newer than the compiler needs a newer CuPy or "
+        f"toolkit; anything else is a fault of tinyplm, to be reported with this text:\n{log.strip()}"
+    )
+
+
+def _cupy_nvrtc() -> Compiler | None:
+    """NVRTC as CuPy found it, which fits the driver."""
+    try:
+        nvrtc = import_module("cupy_backends.cuda.libs.nvrtc")
+        name = "NVRTC {}.{} of CuPy".format(*nvrtc.getVersion())
+    except (ImportError, RuntimeError, OSError):
+        return None
+
+    def compile_text(text: str, arch: str) -> Compiled:
+        program = nvrtc.createProgram(text, "tinyplm.cu", (), ())
+        try:
+            try:
+                nvrtc.compileProgram(program, _options(arch))
+            except nvrtc.NVRTCError as error:
+                log = nvrtc.getProgramLog(program)
+                raise _refused(name, arch, f"{error}\n{log}") from error
+            # It leaves out the last byte, as if that were the end of a text.
+            return Compiled(nvrtc.getCUBIN(program) + b"\0", nvrtc.getProgramLog(program))
+        finally:
+            nvrtc.destroyProgram(program)
+
+    return Compiler(name, compile_text)
+
+
+def _packaged_nvrtc() -> Compiler | None:
+    """NVRTC of the package nvidia-cuda-nvrtc, which needs neither CuPy nor a driver."""
+    spec = find_spec("nvidia")
+    folders = [Path(folder) for folder in (spec.submodule_search_locations or ())] if spec else []
+    pattern = "nvrtc64_*_0.dll" if sys.platform == "win32" else "libnvrtc.so.*"
+    found = sorted(file for folder in folders for file in folder.rglob(pattern))
+    if not found:
+        return None
+    nvrtc = ctypes.CDLL(str(found[-1]))
+    major, minor = ctypes.c_int(), ctypes.c_int()
+    nvrtc.nvrtcVersion(ctypes.byref(major), ctypes.byref(minor))
+    name = f"NVRTC {major.value}.{minor.value}"
+
+    def part(program: ctypes.c_void_p, what: str) -> bytes:
+        size = ctypes.c_size_t()
+        getattr(nvrtc, f"nvrtcGet{what}Size")(program, ctypes.byref(size))
+        content = ctypes.create_string_buffer(size.value)
+        getattr(nvrtc, f"nvrtcGet{what}")(program, content)
+        return content.raw
+
+    def compile_text(text: str, arch: str) -> Compiled:
+        program = ctypes.c_void_p()
+        options = [option.encode() for option in _options(arch)]
+        nvrtc.nvrtcCreateProgram(ctypes.byref(program), text.encode(), b"tinyplm.cu", 0, None, None)
+        try:
+            passed = (ctypes.c_char_p * len(options))(*options)
+            code = nvrtc.nvrtcCompileProgram(program, len(options), passed)
+            log = part(program, "ProgramLog").rstrip(b"\0").decode()
+            if code:
+                raise _refused(name, arch, log)
+            return Compiled(part(program, "CUBIN"), log)
+        finally:
+            nvrtc.nvrtcDestroyProgram(ctypes.byref(program))
+
+    return Compiler(name, compile_text)
+
+
+def _nvcc() -> Compiler | None:
+    """The toolkit's compiler, which needs one for C++ beside it."""
+    path = shutil.which("nvcc")
+    if path is None:
+        return None
+    said = subprocess.run(
+        [path, "--version"], capture_output=True, text=True, encoding="utf-8", check=False
+    )
+    lines = said.stdout.strip().splitlines()
+    if said.returncode or not lines:
+        return None
+    name = f"nvcc, {lines[-1]}"
+
+    def compile_text(text: str, arch: str) -> Compiled:
+        with tempfile.TemporaryDirectory() as folder:
+            given, made = Path(folder, "tinyplm.cu"), Path(folder, "tinyplm.cubin")
+            given.write_text(text, encoding="utf-8")
+            result = subprocess.run(
+                [path, STANDARD, f"-arch={arch}", "-cubin", "-Xptxas", "-v", "-o", made, given],
+                capture_output=True, text=True, encoding="utf-8", errors="replace", check=False,
+            )  # fmt: skip
+            log = result.stdout + result.stderr
+            if result.returncode:
+                raise _refused(name, arch, log)
+            return Compiled(made.read_bytes(), log)
+
+    return Compiler(name, compile_text)
+
+
+def cubin(file: str, arch: str) -> bytes:
+    """Machine code of a file, from the disk if it was compiled before."""
+    text, by = source(file), compiler()
+    what = "\n".join((text, *_options(arch), by.name))
+    kept = _kept(f"{file}-{arch}-{hashlib.sha256(what.encode()).hexdigest()[:32]}.cubin")
+    if (found := _read(kept)) is not None:
+        return found
+    made = by.compile(text, arch).cubin
+    _write(kept, made)
+    return made
+
+
+def _kept(name: str) -> Path | None:
+    file = cache_file()
+    return file and file.parent / "cuda" / name
+
+
+def _read(kept: Path | None) -> bytes | None:
+    """What was kept, if it is whole: a digest and then the code."""
+    with contextlib.suppress(OSError):
+        content = kept.read_bytes() if kept else b""
+        if hashlib.sha256(content[32:]).digest() == content[:32]:
+            return content[32:]
+    return None
+
+
+def _write(kept: Path | None, code: bytes) -> None:
+    """Keep it if that can be; readers see nothing or all of it."""
+    if kept is None:
+        return
+    own = kept.with_name(f"{kept.name}.{os.getpid()}.{time.monotonic_ns()}")
+    try:
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        own.write_bytes(hashlib.sha256(code).digest() + code)
+        os.replace(own, kept)
+    except OSError:
+        with contextlib.suppress(OSError):
+            own.unlink()
+
+
+@functools.cache
+def usable() -> bool:
+    """Whether kernels can be compiled for the card in use; if not, a warning says why, once."""
+    try:
+        architecture()
+        compiler()
+    except (DeviceError, MissingExtraError) as error:
+        warnings.warn(
+            f"{error} Until then CuPy computes everything in plain array code, which is slower.",
+            TinyplmWarning,
+            stacklevel=2,
+        )
+        return False
+    return True
+
+
+@functools.cache
+def _module(file: str, device: int) -> Any:
+    from cupy.cuda.function import Module
+
+    module = Module()
+    module.load(cubin(file, architecture()))
+    return module
+
+
+@functools.cache
+def _function(file: str, kernel: str, device: int) -> Any:
+    return _module(file, device).get_function(kernel)
+
+
+def launch(file: str, kernel: str, blocks: int, threads: int, *arguments: Any) -> None:
+    """Start a kernel on the current stream; nothing happens without blocks.
+
+    Whole numbers are passed with 64 bits and fractions with 32, None as a null pointer, arrays by their address, which
+    is that of their first value; other numbers of NumPy as they are.
+    """
+    if not blocks:
+        return
+    from cupy.cuda import runtime
+
+    function = _function(file, kernel, runtime.getDevice())
+    function((blocks,), (threads,), tuple(map(passed, arguments)))
+
+
+def passed(value: Any) -> Any:
+    """As CuPy is to pass it."""
+    if value is None:
+        return np.uintp(0)
+    if isinstance(value, int | np.signedinteger):
+        return np.int64(value)
+    return np.float32(value) if isinstance(value, float) else value
+
+
+def takes(*arrays: Array) -> bool:
+    """Whether all are of one type that the kernels know, in row-major order without gaps."""
+    kind = arrays[0].dtype
+    return kind.name in TYPES and all(a.dtype == kind and a.flags.c_contiguous for a in arrays)
+
+
+def empty(like: Array, shape: tuple[int, ...], dtype: Any = None, *, zeros: bool = False) -> Array:
+    """A new array of a shape where `like` lies, and of its type if no other is given.
+
+    Raises:
+        DeviceMemoryError: the device has no room for it.
+    """
+    xp, kind = namespace(like), np.dtype(like.dtype if dtype is None else dtype)
+    try:
+        return (xp.zeros if zeros else xp.empty)(shape, kind)
+    except MemoryError as error:
+        free, total = xp.cuda.runtime.memGetInfo()
+        wanted = int(np.prod(shape, dtype=np.int64)) * kind.itemsize
+        raise DeviceMemoryError(
+            f"No room on the device for {_size(wanted)} (shape {shape}, {kind.name}): {_size(free)} of {_size(total)} "
+            "are free. Use a smaller batch with more accumulation, shorter sequences or a smaller model; other "
+            "programs on the card (nvidia-smi shows them) may hold the rest."
+        ) from error
+
+
+def _size(count: int) -> str:
+    return f"{count / 1e9:.2f} GB" if count >= 1e7 else f"{count:,} bytes"
+
+
+def address(a: Array) -> int:
+    """Where the values of an array begin on the device."""
+    return int(a.data.ptr)  # type: ignore[attr-defined]  # CuPy's
+
+
+def are_aligned(group: int, *arrays: Array | None) -> bool:
+    """Whether groups of so many values of each can be read at once."""
+    return all(a is None or address(a) % (group * a.dtype.itemsize) == 0 for a in arrays)
+
+
+def each_value(
+    file: str, kernel: str, arrays: tuple[Array, ...], *numbers: Any, group: int = 0
+) -> None:
+    """Start a kernel with a thread for each group of values: by default as many as 16 bytes hold."""
+    size = group or 16 // arrays[0].dtype.itemsize
+    n = arrays[0].size
+    groups = n // size if are_aligned(size, *arrays) else 0
+    threads = groups + n - groups * size
+    launch(file, kernel, -(-threads // THREADS), THREADS, *arrays, n, groups, *numbers)
+
+
+class Rows(NamedTuple):
+    """How the threads of a kernel share rows.
+
+    Attributes:
+        name: the ending of the kernel's name, as in prelude.cu.
+        teams: rows that a block has at once.
+    """
+
+    name: str
+    teams: int
+
+
+def rows(width: int, *arrays: Array | None) -> Rows:
+    """For rows of one width in all arrays, None left out: held in registers if they fit and lie as 16 bytes want it."""
+    itemsize = next(a.dtype.itemsize for a in arrays if a is not None)
+    group = 16 // itemsize
+    if width % group or not are_aligned(group, *arrays):
+        return Rows("narrow", THREADS // 32) if width <= 32 * HELD else Rows("any", 1)
+    if width <= 32 * HELD:
+        return Rows("warp", THREADS // 32)
+    return Rows("block" if width <= THREADS * HELD else "wide", 1)

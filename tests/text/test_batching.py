@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from tinyplm.errors import ConfigError, DataError, DtypeError, ShapeError
 from tinyplm.text import Windows, pad
-from tinyplm.text.batching import _permuted
+from tinyplm.text.batching import permuted
 
 
 def starts(batches, count):
@@ -20,9 +20,9 @@ def starts(batches, count):
 def test_the_keyed_order_is_a_permutation(count, keys):
     keys = [np.uint64(key) for key in keys]
     places = np.arange(count, dtype=np.uint64)
-    found = _permuted(places, count, keys)
+    found = permuted(places, count, keys)
     assert np.array_equal(np.sort(found), places)
-    one_by_one = [int(_permuted(places[i : i + 1], count, keys)[0]) for i in range(0, count, 97)]
+    one_by_one = [int(permuted(places[i : i + 1], count, keys)[0]) for i in range(0, count, 97)]
     assert one_by_one == found[::97].tolist()
 
 

@@ -143,6 +143,7 @@ def _t5_v1_1(run: Any, vocab_size: int) -> t5.T5Config:
 SENTINELS = tuple(f"<extra_id_{k}>" for k in reversed(range(100)))
 """Counting down, so that <extra_id_0> is the last token, as in the published vocabulary."""
 
+_T5_PAPER = "Raffel et al., 2020: Exploring the Limits of Transfer Learning with a Unified Text-to-Text Transformer"
 _T5_DEFAULTS = {"optimizer": "adafactor", "lr": 0.03, "vocab_size": 1_024, "steps": 480}
 """Steps are shares of a weight's own size, as in the paper: embeddings start with deviation 1, all else far smaller."""
 
@@ -175,30 +176,24 @@ MODELS: dict[str, Entry] = {
         appended_tokens=("<mask>",),
         defaults={"steps": 1_200, "batch": 32, "lr": 2e-3},
     ),
-    "rnn": Entry(
-        paper="Elman, 1990: Finding Structure in Time; Mikolov et al., 2010, as a language model",
-        sizes={},
-        build=recurrent_lm.RecurrentLM,
-        config=_recurrent,
-        objectives=("tbptt", "causal-lm"),
-        defaults={"layers": 1, "steps": 800, "lr": 8e-3},
-    ),
-    "lstm": Entry(
-        paper="Hochreiter and Schmidhuber, 1997: Long Short-Term Memory; Zaremba et al., 2014, as a language model",
-        sizes=dict(recurrent_lm.SIZES),
-        build=recurrent_lm.RecurrentLM,
-        config=_recurrent,
-        objectives=("tbptt", "causal-lm"),
-        defaults={"layers": 1, "steps": 800, "lr": 8e-3},
-    ),
-    "gru": Entry(
-        paper="Cho et al., 2014: Learning Phrase Representations using RNN Encoder-Decoder",
-        sizes={},
-        build=recurrent_lm.RecurrentLM,
-        config=_recurrent,
-        objectives=("tbptt", "causal-lm"),
-        defaults={"layers": 1, "steps": 800, "lr": 8e-3},
-    ),
+    **{
+        cell: Entry(
+            paper=paper,
+            sizes=dict(recurrent_lm.SIZES) if cell == "lstm" else {},
+            build=recurrent_lm.RecurrentLM,
+            config=_recurrent,
+            objectives=("tbptt", "causal-lm"),
+            defaults={"layers": 1, "steps": 800, "lr": 8e-3},
+        )
+        for cell, paper in (
+            ("rnn", "Elman, 1990: Finding Structure in Time; Mikolov et al., 2010"),
+            (
+                "lstm",
+                "Hochreiter and Schmidhuber, 1997: Long Short-Term Memory; Zaremba et al., 2014",
+            ),
+            ("gru", "Cho et al., 2014: Learning Phrase Representations using RNN Encoder-Decoder"),
+        )
+    },
     "seq2seq": Entry(
         paper="Sutskever et al., 2014; Bahdanau et al., 2014; Luong et al., 2015: Effective Approaches to Attention",
         sizes=dict(seq2seq.SIZES),
@@ -209,29 +204,22 @@ MODELS: dict[str, Entry] = {
         decoder_start="end_of_text",
         defaults={"layers": 1, "steps": 1_500, "batch": 32, "lr": 4e-3, "weight_decay": 0.01},
     ),
-    "t5": Entry(
-        paper="Raffel et al., 2020: Exploring the Limits of Transfer Learning with a Unified Text-to-Text Transformer",
-        sizes=dict(t5.SIZES),
-        build=t5.T5,
-        config=_t5,
-        objectives=("span-corruption", "prefix-lm"),
-        tokenizer="bpe",
-        special_tokens=("<pad>", "</s>", "<unk>"),
-        appended_tokens=SENTINELS,
-        decoder_start="padding",
-        defaults=_T5_DEFAULTS,
-    ),
-    "t5-v1.1": Entry(
-        paper="Raffel et al., 2020, with the gated feed-forward of Shazeer, 2020: GLU Variants Improve Transformer",
-        sizes=dict(t5.SIZES_V1_1),
-        build=t5.T5,
-        config=_t5_v1_1,
-        objectives=("span-corruption", "prefix-lm"),
-        tokenizer="bpe",
-        special_tokens=("<pad>", "</s>", "<unk>"),
-        appended_tokens=SENTINELS,
-        decoder_start="padding",
-        defaults=_T5_DEFAULTS,
-    ),
+    **{
+        name: Entry(
+            paper=paper,
+            sizes=dict(sizes),
+            build=t5.T5,
+            config=config,
+            objectives=("span-corruption", "prefix-lm"),
+            special_tokens=("<pad>", "</s>", "<unk>"),
+            appended_tokens=SENTINELS,
+            decoder_start="padding",
+            defaults=_T5_DEFAULTS,
+        )
+        for name, config, sizes, paper in (
+            ("t5", _t5, t5.SIZES, _T5_PAPER),
+            ("t5-v1.1", _t5_v1_1, t5.SIZES_V1_1, f"{_T5_PAPER}, with the gate of Shazeer, 2020"),
+        )
+    },
 }
 """Every model by its name on the command line."""

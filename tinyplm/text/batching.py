@@ -1,6 +1,6 @@
 """Ids to batches: windows of a long stream, and padding of short sequences."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -96,7 +96,7 @@ class Windows:
                 self._start(self._epoch + 1, 0)
             stop = min(self._cursor + self.batch - len(rows), self.per_epoch)
             places = np.arange(self._cursor, stop, dtype=np.uint64)
-            for window in _permuted(places, self.per_epoch, self._keys).tolist():
+            for window in permuted(places, self.per_epoch, self._keys).tolist():
                 at = self._offset + window * self.length
                 rows.append(np.asarray(self.tokens[at : at + self.width], dtype=np.int64))
             self._cursor = stop
@@ -118,13 +118,7 @@ class Windows:
         Raises:
             ConfigError: the state is of another text, length or seed.
         """
-        now = self.state()
-        for key in ("seed", "length", "tokens"):
-            if state.get(key) != now[key]:
-                raise ConfigError(
-                    f"cannot go on: {key} was {state.get(key)} and is {now[key]}. Use the data and "
-                    "settings that the run began with, or start a new run."
-                )
+        check_goes_on(state, self.state(), "seed", "length", "tokens")
         self._start(int(state["epoch"]), int(state["cursor"]))
 
     def in_order(self) -> Iterator[Batch]:
@@ -155,7 +149,21 @@ class Windows:
         self._cursor = cursor
 
 
-def _permuted(places: Array, count: int, keys: Sequence[Any]) -> Array:
+def check_goes_on(state: Mapping[str, Any], now: Mapping[str, Any], *keys: str) -> None:
+    """Refuse a state that is of another text or of other settings than those of now.
+
+    Raises:
+        ConfigError: names what differs.
+    """
+    for key in keys:
+        if state.get(key) != now[key]:
+            raise ConfigError(
+                f"cannot go on: {key} was {state.get(key)} and is {now[key]}. Use the data and "
+                "settings that the run began with, or start a new run."
+            )
+
+
+def permuted(places: Array, count: int, keys: Sequence[Any]) -> Array:
     """Where each place of range(count) goes in a permutation that the keys choose.
 
     A Feistel network: the halves of a number are mixed into each other in turn, which can be

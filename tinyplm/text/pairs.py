@@ -18,7 +18,7 @@ import numpy as np
 
 from ..errors import ConfigError, DataError, MissingFileError, TinyplmWarning
 from ..types import Array, Batch
-from .batching import _permuted, pad
+from .batching import check_goes_on, pad, permuted
 from .corpus import _hash, _is_header, _jsonl_records, _missing, _rows, _size, _some
 from .decoding import find_codec
 from .tokenizer import Tokenizer
@@ -446,13 +446,7 @@ class PairBatches:
         Raises:
             ConfigError: the state is of other pairs, or of another length, batch or seed.
         """
-        now = self.state()
-        for key in ("seed", "length", "batch", "pairs"):
-            if state.get(key) != now[key]:
-                raise ConfigError(
-                    f"cannot go on: {key} was {state.get(key)} and is {now[key]}. Use the data and settings that the "
-                    "run began with, or start a new run."
-                )
+        check_goes_on(state, self.state(), "seed", "length", "batch", "pairs")
         self._start(int(state["epoch"]), int(state["cursor"]))
 
     def in_order(self) -> Iterator[Batch]:
@@ -464,14 +458,14 @@ class PairBatches:
         """Derive the order of an epoch from seed and epoch."""
         keys = np.random.SeedSequence([self.seed, epoch]).generate_state(12, np.uint64)
         count, pool = len(self._kept), _POOL * self.batch
-        shuffled = self._kept[_permuted(np.arange(count, dtype=np.uint64), count, list(keys[:6]))]
+        shuffled = self._kept[permuted(np.arange(count, dtype=np.uint64), count, list(keys[:6]))]
         batches: list[Array] = []
         for start in range(0, count, pool):
             rows = shuffled[start : start + pool]
             rows = rows[np.argsort(self._sums[rows], kind="stable")]
             batches += [rows[i : i + self.batch] for i in range(0, len(rows), self.batch)]
         places = np.arange(len(batches), dtype=np.uint64)
-        self._order = [batches[i] for i in _permuted(places, len(batches), list(keys[6:])).tolist()]
+        self._order = [batches[i] for i in permuted(places, len(batches), list(keys[6:])).tolist()]
         self._epoch = epoch
         self._cursor = cursor
 

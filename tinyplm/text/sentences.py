@@ -11,7 +11,7 @@ import numpy as np
 
 from ..errors import ConfigError, DataError
 from ..types import Array, Batch, Generator
-from .batching import Tokens, _permuted, pad
+from .batching import Tokens, check_goes_on, pad, permuted
 
 _ENDS = (".", "!", "?", "\u2026", "\u3002", "\uff01", "\uff1f", "\uff0e", "\u0964", "\u061f")
 _BEHIND = " \n\t\"'\u201d\u2019)]}\u300d\u300f\uff09\u00bb*_"  # what may stand behind the mark that ends a sentence
@@ -147,13 +147,7 @@ class SentencePairs:
         Raises:
             ConfigError: the state is of another text, length or seed.
         """
-        now = self.state()
-        for key in ("seed", "length", "tokens"):
-            if state.get(key) != now[key]:
-                raise ConfigError(
-                    f"cannot go on: {key} was {state.get(key)} and is {now[key]}. Use the data and "
-                    "settings that the run began with, or start a new run."
-                )
+        check_goes_on(state, self.state(), "seed", "length", "tokens")
         if len(state["slots"]) != len(self._slots):
             raise ConfigError(
                 "cannot go on: the text was cut into other documents. Start a new run."
@@ -217,7 +211,7 @@ class SentencePairs:
         # The hash behind SeedSequence is fixed by NumPy.
         keys = list(np.random.SeedSequence([self.seed, epoch]).generate_state(6, np.uint64))
         places = np.array([place], np.uint64)
-        document = int(_permuted(places, len(self.documents), keys)[0])
+        document = int(permuted(places, len(self.documents), keys)[0])
         return self._pairs(document, np.random.default_rng([self.seed, epoch, document, 1]))
 
     def _sentences(self, document: int) -> list[Array]:

@@ -6,7 +6,7 @@ import numpy as np
 
 from ..errors import ConfigError, DataError
 from ..types import Array, Batch
-from .batching import Tokens
+from .batching import Tokens, check_goes_on
 
 
 class Streams:
@@ -87,13 +87,7 @@ class Streams:
         Raises:
             ConfigError: the state is of another text, length, batch or seed.
         """
-        now = self.state()
-        for key in ("seed", "length", "batch", "tokens"):
-            if state.get(key) != now[key]:
-                raise ConfigError(
-                    f"cannot go on: {key} was {state.get(key)} and is {now[key]}. Use the data and settings that the "
-                    "run began with, or start a new run."
-                )
+        check_goes_on(state, self.state(), "seed", "length", "batch", "tokens")
         self._start(int(state["epoch"]), int(state["cursor"]))
 
     def in_order(self) -> Iterator[Batch]:

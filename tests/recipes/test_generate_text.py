@@ -6,7 +6,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tinyplm.errors import ConfigError, DataError, ShapeError
+from tinyplm.generate import generate
 from tinyplm.models.gpt2 import Gpt2, Gpt2Config
+from tinyplm.models.t5 import T5, T5Config
 from tinyplm.recipes.generate_text import TextStream, first_token, generate_text
 from tinyplm.recipes.trained import Trained
 from tinyplm.text import Tokenizer
@@ -131,3 +133,33 @@ def test_characters_that_are_unknown_are_named(trained):
 def test_a_model_that_does_not_write_is_refused():
     with pytest.raises(ConfigError, match="cannot go on"):
         generate_text(Trained(object(), BYTES, None), "a", max_new_tokens=3)
+
+
+@pytest.mark.parametrize("num_beams", [1, 3])
+def test_a_model_of_two_parts_answers_a_prompt_and_does_not_repeat_it(num_beams):
+    tokenizer = Tokenizer.train("bytes", [], special_tokens=("<pad>", "</s>"))
+    config = T5Config(
+        vocab_size=258,
+        hidden_size=16,
+        head_size=8,
+        ffn_size=16,
+        layers=1,
+        heads=2,
+        decoder_start=256,
+    )
+    trained = Trained(T5(config, rng=np.random.default_rng(5)), tokenizer, None)
+    pieces = []
+    told = pieces.append if num_beams == 1 else None
+    made = generate_text(trained, "ab c", max_new_tokens=6, num_beams=num_beams, on_text=told)
+    ids = np.array([[*tokenizer.encode("ab c"), tokenizer.end_of_text]])
+    expected = generate(
+        trained.model,
+        ids,
+        max_new_tokens=6,
+        num_beams=num_beams,
+        eos_token_id=tokenizer.end_of_text,
+    )[0, 1:]
+    assert made.ids == expected.tolist()
+    assert made.prompt_tokens == 5
+    assert made.text == tokenizer.decode(expected, skip_special=True)
+    assert "".join(pieces) == (made.text if num_beams == 1 else "")

@@ -303,6 +303,11 @@ def _next(ready: Any, output: Path) -> list[str]:
         prompt = f' --prompt "{start}"' if start else ""
         return [_command("generate", folder) + prompt, _command("evaluate", folder)]
     text = f' "{start}"' if start else ' "..."'
+    if hasattr(ready.model, "conditioned"):
+        return [
+            _command("generate", folder) + f" --greedy --prompt{text}",
+            _command("attention", folder) + f"{text} --output attention.html",
+        ]
     return [
         _command("attention", folder) + f"{text} --output attention.html",
         _command("explain", ready.run.objective_name) + f"{text} --model {folder}",

@@ -16,7 +16,8 @@ def add(verbs: Any) -> None:
     parser = verbs.add_parser(
         "generate",
         help="let a model go on from a prompt",
-        description="Go on from a prompt, token by token. Without a prompt the model begins a text.",
+        description="Go on from a prompt, token by token; without one the model begins a text. A model of two parts, "
+        "such as T5, reads the prompt and writes its answer.",
         example='tinyplm generate runs/gpt2 --prompt "The list is" --max-new-tokens 80 --temperature 0.8',
     )
     parser.add_argument(
@@ -127,6 +128,7 @@ def generate(args: argparse.Namespace, console: Console) -> int:
     """Print a prompt and what the model makes of it, as it comes."""
     import numpy as np
 
+    from ..analysis.reading import translates
     from ..nn import quantize
     from ..recipes.generate_text import generate_text
 
@@ -143,11 +145,12 @@ def generate(args: argparse.Namespace, console: Console) -> int:
         sys.stdout.flush()
 
     started = False
+    echo = "" if translates(trained.model) else args.prompt
 
     def write_first(text: str) -> None:
         # The prompt is printed with the first piece, so that an error stands alone.
         nonlocal started
-        write(text if started else args.prompt + text)
+        write(text if started else echo + text)
         started = True
 
     slides: list[tuple[int, int]] = []
@@ -170,7 +173,7 @@ def generate(args: argparse.Namespace, console: Console) -> int:
         if started:
             write("\n")
     if not started:
-        console.result(args.prompt + made.text)
+        console.result(echo + made.text)
     for positions, kept in slides:
         console.say(
             f"The text outgrew the model's {positions:,} positions: from there on it was written from the "

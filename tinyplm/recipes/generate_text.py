@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from ..analysis.reading import read, translates, writes
 from ..errors import ConfigError, ShapeError
 from ..generate import generate
 from ..text import Tokenizer
@@ -43,7 +44,7 @@ def generate_text(
     on_slide: Callable[[int, int], None] | None = None,
     **settings: Any,
 ) -> Continuation:
-    """Continue a prompt; without one, begin a text.
+    """Continue a prompt, without one begin a text; a model of two parts reads the prompt and writes another text.
 
     A text that outgrows the model's positions goes on from its last half window, again and again, so the model sees
     between one half and all of its positions. A beam search cannot do that.
@@ -64,8 +65,21 @@ def generate_text(
         DataError: the prompt has characters that the tokenizer does not know.
     """
     model, tokenizer = trained.model, trained.tokenizer
-    if not hasattr(model, "next_logits"):
-        raise ConfigError(f"A {type(model).__name__} fills in text; it cannot go on from a prompt.")
+    if translates(model):
+        return _answer(
+            trained,
+            prompt,
+            on_text,
+            max_new_tokens=max_new_tokens,
+            rng=rng,
+            num_beams=num_beams,
+            **settings,
+        )
+    if not writes(model):
+        raise ConfigError(
+            f"A {type(model).__name__} fills gaps in a text; it cannot go on from a prompt. In Python: "
+            'tinyplm.pipeline("fill-mask", model=folder).'
+        )
     given = tokenizer.encode(prompt).tolist() or [first_token(tokenizer)]
     positions = model.config.positions or len(given) + max_new_tokens  # None has no longest context
     if len(given) > positions:
@@ -115,6 +129,40 @@ def generate_text(
         prompt_tokens=len(given),
         ended=ended,
         slid=slid,
+    )
+
+
+def _answer(
+    trained: Trained,
+    prompt: str,
+    on_text: Callable[[str], None] | None,
+    *,
+    rng: Generator | None,
+    num_beams: int,
+    **settings: Any,
+) -> Continuation:
+    """What a model of two parts writes on reading the prompt."""
+    model, tokenizer = trained.model, trained.tokenizer
+    batch = read(model, tokenizer, prompt)
+    end = tokenizer.end_of_text
+    stream = TextStream(tokenizer, on_text)
+    ids = generate(
+        model,
+        **batch,
+        do_sample=rng is not None,
+        rng=rng,
+        num_beams=num_beams,
+        eos_token_id=end,
+        on_token=(lambda ids: stream.add(int(ids[0]))) if num_beams == 1 else None,
+        **settings,
+    )[0, 1:].tolist()
+    stream.close()
+    return Continuation(
+        text=tokenizer.decode(ids, skip_special=True),
+        ids=ids,
+        prompt_tokens=batch["input_ids"].shape[1],
+        ended=end is not None and ids[-1] == end,
+        slid=False,
     )
 
 

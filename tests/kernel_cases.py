@@ -200,6 +200,8 @@ def _rnn_back(rng, R, C):
 
 KERNEL_CASES = {
     "erf": KernelCase(lambda rng, R, C: (_rows(rng, R, C),)),
+    "relu_forward": KernelCase(lambda rng, R, C: (_rows(rng, R, C),)),
+    "relu_pullback": KernelCase(lambda rng, R, C: (_rows(rng, R, C), _rows(rng, R, C))),
     "gelu_forward": KernelCase(lambda rng, R, C: (_rows(rng, R, C),)),
     "gelu_pullback": KernelCase(lambda rng, R, C: (_rows(rng, R, C), _rows(rng, R, C))),
     "gelu_tanh_forward": KernelCase(lambda rng, R, C: (_rows(rng, R, C),)),

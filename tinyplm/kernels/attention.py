@@ -420,8 +420,9 @@ def _pullback_part(
                     total = array_at(address(g_bias) + size * ((item * T + t) * S), seen, space)
                     for s in range(total.size):
                         total[s] += g_row[s]
-                    for s in range(width):
-                        g_row[s] *= times
+                    if times != 1:
+                        for s in range(width):
+                            g_row[s] *= times
             gemm(
                 team, space, False, False, count, K, most, 1,
                 scores, width, k_at, k.strides[2] // size,

@@ -5,6 +5,7 @@ import numpy as np
 from ...backend import namespace
 from ...kernels import gelu as gelu_kernels
 from ...kernels import softmax as softmax_kernels
+from ...kernels.relu import relu_forward, relu_pullback
 from ...types import Array, Pullback
 from ..engine import op
 from .broadcasting import at_least_float32
@@ -14,9 +15,8 @@ from .elementwise import logistic, quiet
 @op
 def relu(x: Array) -> tuple[Array, Pullback]:
     """X where positive, else 0; the gradient at 0 is 0."""
-    xp = namespace(x)
-    y = xp.maximum(x, x.dtype.type(0))
-    return y, lambda g: g * (y > 0).astype(g.dtype)
+    y = relu_forward(x)
+    return y, lambda g: relu_pullback(g, y)
 
 
 @op

@@ -10,6 +10,8 @@ import pytest
 from tinyplm.errors import DeviceError, MissingExtraError
 from tinyplm.kernels import cuda
 
+pytestmark = pytest.mark.device
+
 ARCHITECTURES = ["sm_90a", "sm_80"]
 ENTRY = re.compile(
     r"Compiling entry function '(\w+)' for '(\w+)'.*?(\d+) bytes stack frame, (\d+) bytes spill stores, "

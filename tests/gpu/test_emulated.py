@@ -9,6 +9,8 @@ from kernel_cases import KERNEL_CASES
 from tinyplm.kernels import cuda, dropout, layer_norm
 from tinyplm.kernels.registry import KERNELS
 
+pytestmark = pytest.mark.device
+
 TYPES = pytest.mark.parametrize("dtype", list(DTYPES), ids=lambda d: d.name)
 NAMES = pytest.mark.parametrize("name", VARIANTS)
 

@@ -9,6 +9,8 @@ from pathlib import Path
 import numba_cuda_checks
 import pytest
 
+pytestmark = pytest.mark.device
+
 pytest.importorskip("numba", reason="comes with the extra 'fast'")
 
 NAMES = list(numba_cuda_checks.checks(numba_cuda_checks.Simulator()))

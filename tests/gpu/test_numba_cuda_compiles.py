@@ -7,6 +7,8 @@ from types import SimpleNamespace
 
 import pytest
 
+pytestmark = pytest.mark.device
+
 numba = pytest.importorskip("numba", reason="comes with the extra 'fast'")
 
 HOPPER, AMPERE = (9, 0), (8, 0)

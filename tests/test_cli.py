@@ -842,3 +842,57 @@ def test_a_reader_that_has_seen_enough_is_no_error(tmp_path):
     assert running.wait(60) == 1
     assert running.stderr.read() == ""
     running.stderr.close()
+
+
+def test_a_file_of_settings_is_read_for_the_model_that_was_named(say, text, tmp_path):
+    file = tmp_path / "run.toml"
+    file.write_text('objective = "mlm"\ntokenizer = "wordpiece"\n', encoding="utf-8")
+    small = (
+        "--steps=1",
+        "--layers=1",
+        "--hidden-size=8",
+        "--heads=2",
+        "--positions=16",
+        "--batch=2",
+    )
+    code, out, err = say(
+        "pretrain",
+        "bert",
+        "--config",
+        str(file),
+        "--data",
+        text,
+        *small,
+        "--vocab-size=300",
+        "--dry-run",
+    )
+    assert code == 0, err
+    assert "mlm" in out
+    file.write_text("min_lr = 0.01\n", encoding="utf-8")
+    arguments = ("pretrain", "gpt2", "--config", str(file), "--data", text, *TINY, "--dry-run")
+    assert say(*arguments, "--lr=0.02")[0] == 0  # flags win
+    code, _, err = say(*arguments, "--lr=0.001")
+    assert code == 2
+    assert "run.toml" in err or "--min-lr" in err
+
+
+def test_blank_lines_part_documents_where_an_objective_wants_many(say, tmp_path):
+    words = ["red", "king", "sees", "a", "far", "queen"]
+    lines = [f"The {a} {b}. It {c} on." for a in words for b in words for c in words[:3]]
+    file = tmp_path / "t.txt"
+    file.write_text("\n\n".join(lines), encoding="utf-8")
+    small = (
+        "--steps=1",
+        "--layers=1",
+        "--hidden-size=8",
+        "--heads=2",
+        "--positions=16",
+        "--batch=2",
+    )
+    arguments = ("pretrain", "bert", "--data", str(file), *small, "--vocab-size=60", "--output")
+    code, _, err = say(*arguments, str(tmp_path / "pairs"))
+    assert code == 0, err
+    file.write_text(" ".join(lines), encoding="utf-8")
+    code, _, err = say(*arguments, str(tmp_path / "one"))
+    assert code == 1
+    assert "blank lines between documents" in err

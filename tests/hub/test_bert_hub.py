@@ -2,6 +2,7 @@
 
 import json
 import warnings
+from itertools import combinations
 
 import numpy as np
 import pytest
@@ -30,6 +31,21 @@ CARRIED = [
     ("question-answering",),
     ("pooler",),
     (),
+]
+CLASSIFIERS = {"sequence-classification", "token-classification"}
+
+
+def knows(kind, carries):
+    """Whether there is such a model: a RoBERTa has no next sentences."""
+    return kind is Bert or "next-sentence" not in carries
+
+
+EVERY = [  # set of heads that a config accepts
+    (kind, carries)
+    for kind in (Bert, Roberta)
+    for count in range(len(HEADS) + 1)
+    for carries in combinations(HEADS, count)
+    if knows(kind, carries) and not CLASSIFIERS.issubset(carries)
 ]
 
 
@@ -72,22 +88,35 @@ def folder(tmp_path):
     return tmp_path / "model"
 
 
-@pytest.mark.parametrize("carries", CARRIED, ids=str)
-@pytest.mark.parametrize("kind", [Bert, Roberta])
+@pytest.mark.parametrize(
+    ("kind", "carries"),
+    [(kind, carries) for kind in (Bert, Roberta) for carries in CARRIED if knows(kind, carries)],
+    ids=str,
+)
 @pytest.mark.parametrize("promised", [True, False])
 def test_a_model_comes_back_as_it_was(tmp_path, kind, carries, promised):
-    if kind is Roberta and "next-sentence" in carries:
-        pytest.skip("no such model")
     changes = {"activation": "silu", "eps": 0.5, "classifier_dropout": 0.25, "segments": 3}
     model = make(*carries, kind=kind, labels=5, **changes)
     save_pretrained(model, tmp_path)
     if not promised:  # as old folders have it: what the file has says what the model carries
-        edit_config(tmp_path, "architectures")
+        edit_config(tmp_path, "architectures", "tinyplm_carries")
     loaded = load(tmp_path)
     assert type(loaded.model) is kind
     assert loaded.model.config == model.config
     assert loaded.report.complete
     assert_same(loaded.model, model)
+
+
+@pytest.mark.parametrize(("kind", "carries"), EVERY, ids=str)
+def test_every_set_of_heads_comes_back(tmp_path, kind, carries):
+    model = make(*carries, kind=kind, labels=5)
+    save_pretrained(model, tmp_path)
+    loaded = load(tmp_path)
+    assert loaded.model.config == model.config
+    assert loaded.report.complete
+    assert_same(loaded.model, model)
+    edit_config(tmp_path, "tinyplm_carries")
+    load(tmp_path)  # the class that is named needs nothing that the file lacks
 
 
 @pytest.mark.parametrize(
@@ -102,6 +131,9 @@ def test_a_model_comes_back_as_it_was(tmp_path, kind, carries, promised):
         (("question-answering",), "BertForQuestionAnswering", True),
         (("pooler",), "BertModel", False),
         ((), "BertModel", False),
+        (("masked-lm", "sequence-classification"), "BertForMaskedLM", True),
+        (("masked-lm", "next-sentence", "token-classification"), "BertForPreTraining", True),
+        (("next-sentence", "question-answering"), "BertForNextSentencePrediction", True),
     ],
     ids=str,
 )
@@ -111,6 +143,51 @@ def test_the_class_to_load_with_is_named(tmp_path, carries, architecture, prefix
     assert config["architectures"] == [architecture]
     name = "embeddings.word_embeddings.weight"
     assert (f"bert.{name}" if prefixed else name) in weights_of(tmp_path)
+
+
+def test_only_mixtures_are_written_by_name(tmp_path):
+    for kind, carries in EVERY:
+        folder = tmp_path / f"{kind.__name__} {len(carries)}"
+        model = make(*carries, kind=kind)
+        save_pretrained(model, folder)
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        exact = len(carries) < 2 or model.config.carries in (
+            ("masked-lm", "next-sentence"),
+            ("next-sentence",),
+            ("sequence-classification",),
+        )
+        said = None if exact else list(model.config.carries)
+        assert config.get("tinyplm_carries") == said
+
+
+@pytest.mark.parametrize(
+    "said", ["masked-lm", ["masked-ml"], [["masked-lm"]], None, {"masked-lm": 1}], ids=str
+)
+def test_names_of_heads_that_cannot_be_followed_are_refused(folder, said):
+    edit_config(folder, tinyplm_carries=said)
+    with pytest.raises(ConfigError, match=r"tinyplm_carries=.*expected a list of .*masked-lm"):
+        load(folder)
+    with pytest.warns(TinyplmWarning, match=r"unused.*cls\.predictions"):
+        assert from_pretrained(folder, head="pooler").config.carries == ("pooler",)
+
+
+def test_two_classifiers_at_once_and_heads_of_another_family_are_refused(tmp_path):
+    save_pretrained(make("masked-lm", kind=Roberta), tmp_path)
+    edit_config(tmp_path, tinyplm_carries=sorted(CLASSIFIERS))
+    with pytest.raises(ConfigError, match="at most one"):
+        load(tmp_path)
+    edit_config(tmp_path, tinyplm_carries=["next-sentence"])
+    with pytest.raises(ConfigError, match=r"tinyplm_carries=\['next-sentence'\]"):
+        load(tmp_path)
+
+
+def test_names_of_heads_that_transformers_copied_from_an_older_folder_are_not_believed(tmp_path):
+    model = make("token-classification")
+    save_pretrained(model, tmp_path)
+    edit_config(tmp_path, tinyplm_carries=["masked-lm", "pooler"], transformers_version="5.0.0")
+    loaded = load(tmp_path)
+    assert loaded.model.config == model.config
+    assert loaded.report.complete
 
 
 def test_queries_keys_and_values_are_three_layers_turned_in_the_file(folder):

@@ -128,8 +128,9 @@ def objectives(args: argparse.Namespace, console: Console) -> int:
 
 def explain(args: argparse.Namespace, console: Console) -> int:
     """Print what an objective makes of a text."""
-    from ..recipes.explain import check_objective, special_tokens
+    from ..objectives import check_objective
     from ..recipes.explain import explain as recipe
+    from ..recipes.explain import special_tokens
     from ..recipes.trained import open_trained
     from ..text import Tokenizer
 

@@ -106,8 +106,12 @@ def pretrain(args: argparse.Namespace, console: Console) -> int:
     config: dict[str, Any] = {}
     if args.config:
         config = read_toml(Path(args.config))
-        from_settings(config, args.config)
-    run = _resumed(config | given) if args.resume else _new(config | given)
+    try:
+        run = _resumed(config | given) if args.resume else _new(config | given)
+    except ConfigError:
+        named = {"model": given["model"]} if "model" in given else {}
+        from_settings(named | config, args.config or "")  # is it the file that is wrong?
+        raise
     if find_spec("numba") is None and not args.dry_run:
         console.say('Without Numba some steps are slower: pip install "tinyplm[fast]"')
     with _anomalies(args.anomaly):
@@ -285,9 +289,9 @@ def _finished(ready: Any, finished: Any, console: Console) -> None:
             "train_tokens": ready.train_tokens,
             "validation_tokens": ready.validation_tokens,
             "validation": {
-                "nats_per_token": score.nats,
-                "perplexity": score.perplexity,
-                "bits_per_byte": score.bits_per_byte,
+                "nats_per_token": score.nats if len(score.terms) == 1 else None,
+                "perplexity": score.perplexity if writes else None,
+                "bits_per_byte": score.bits_per_byte if writes else None,
             },
             "terms": {name: dataclasses.asdict(term) for name, term in score.terms.items()},
             "sample": finished.sample,
@@ -304,10 +308,10 @@ def _next(ready: Any, output: Path) -> list[str]:
         return [_command("generate", folder) + prompt, _command("evaluate", folder)]
     text = f' "{start}"' if start else ' "..."'
     if hasattr(ready.model, "conditioned"):
-        return [
-            _command("generate", folder) + f" --greedy --prompt{text}",
-            _command("attention", folder) + f"{text} --output attention.html",
-        ]
+        lines = [_command("generate", folder) + f" --greedy --prompt{text}"]
+        if getattr(ready.model.config, "attention", "") is not None:
+            lines.append(_command("attention", folder) + f"{text} --output attention.html")
+        return lines
     return [
         _command("attention", folder) + f"{text} --output attention.html",
         _command("explain", ready.run.objective_name) + f"{text} --model {folder}",

@@ -6,7 +6,8 @@ position numbers, which are computed. The output layer over the vocabulary is a 
 its bias may be there under two names.
 
 What a model carries is what its file has, and what `architectures` promises beyond that, which is then missed; or the
-head that is asked for by name.
+head that is asked for by name. A mixture of heads that no class of transformers has is named in config.json under a key
+of our own, and `architectures` names the largest class that lies within it.
 """
 
 from collections.abc import Mapping
@@ -79,6 +80,7 @@ ENCODER = [
 POOLER = linear("pooler", "pooler.dense", "DD")
 INSIDE = ("embeddings.", "encoder.")
 BUFFERS = ("embeddings.position_ids", "embeddings.token_type_ids")
+CARRIES = "tinyplm_carries"
 
 
 @dataclass(frozen=True)
@@ -140,6 +142,9 @@ class Table:
                 hint = f" Did you mean {near[0]!r}?" if near else ""
                 raise ConfigError(f"No head {head!r}.{hint} Known: {', '.join(HEADS)}.")
             return (head,)
+        # transformers copies keys that it does not know, whatever class it then saves.
+        if CARRIES in values and "transformers_version" not in values:
+            return self.named(values[CARRIES])
         said = values.get("architectures")
         first = said[0] if isinstance(said, list) and said else None
         promised = self.architectures.get(first, ()) if isinstance(first, str) else ()
@@ -152,6 +157,17 @@ class Table:
         if "sequence-classification" in seen:
             seen.discard("pooler")
         return tuple(name for name in HEADS if name in seen)
+
+    def named(self, said: Any) -> tuple[str, ...]:
+        """The heads that config.json names under our own key."""
+        if not isinstance(said, list) or not all(
+            isinstance(name, str) and name in self.heads for name in said
+        ):
+            raise ConfigError(
+                f"config.json has {CARRIES}={said!r}; expected a list of some of {', '.join(self.heads)}. It was "
+                "edited, or written for another kind of model: mend it, or name the one head to load with head=."
+            )
+        return tuple(said)
 
     def read_config(
         self, values: Mapping[str, Any], found: Sorted, head: str | None = None
@@ -266,11 +282,13 @@ class Table:
     def write_config(self, config: Any, end_of_text: int | None) -> dict[str, Any]:
         """The settings as config.json holds them."""
         written = {ours: theirs for theirs, ours in ACTIVATIONS.items()}
-        heads = set(config.carries) - {"pooler"}
-        fitting = [name for name, carries in self.architectures.items() if set(carries) == heads]
-        nearest = [name for name, carries in self.architectures.items() if heads & set(carries)]
+        carried = set(config.carries)
+        within = [name for name, heads in self.architectures.items() if carried.issuperset(heads)]
+        largest = max(within, key=lambda name: len(self.architectures[name]))
+        # The bare model of transformers has a pooler, or not.
+        exact = carried in (set(self.architectures[largest]), {"pooler"})
         return {
-            "architectures": (fitting or nearest)[:1],
+            "architectures": [largest],
             "attention_probs_dropout_prob": config.attention_dropout,
             "classifier_dropout": config.classifier_dropout,
             "hidden_act": written[config.activation],
@@ -286,7 +304,9 @@ class Table:
             "tie_word_embeddings": True,
             "type_vocab_size": config.segments,
             "vocab_size": config.vocab_size,
-        } | ({} if config.labels == 2 else {"num_labels": config.labels})
+            **({} if config.labels == 2 else {"num_labels": config.labels}),
+            **({} if exact else {CARRIES: list(config.carries)}),
+        }
 
 
 TABLE = Table(

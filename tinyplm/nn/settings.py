@@ -47,7 +47,7 @@ def check_fields(config: Any, what: str, **choices: Collection[str | None]) -> N
             fits = type(value) is int and least <= value <= most
             expected = f", but a {what} needs a whole number from {least} to {most}"
         elif float in kinds:
-            low, high = (0, 1e6 if name == "init_factor" else 1)
+            low, high = 0, {"init_factor": 1e6, "init_std": 1e3}.get(name, 1)
             rate = name.endswith("dropout")
             number = type(value) in (int, float) and math.isfinite(value)
             fits = number and (low <= value if rate else low < value) and value < high

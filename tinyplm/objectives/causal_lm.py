@@ -42,7 +42,7 @@ class CausalLM(Objective):
 
         Nothing is drawn. `input_ids` is (B, T + 1); `attention_mask`, if there, has the same shape.
         """
-        ids = batch["input_ids"]
+        ids = np.asarray(batch["input_ids"])
         if ids.shape[-1] < 2:
             raise DataError(
                 f"A window of {ids.shape[-1]} token has nothing to predict; causal-lm needs at least 2."

@@ -171,6 +171,7 @@ class Sum(Objective):
             term: key for part in parts for term, key in part.labels.items()
         }
         self.smoothing = parts[0].smoothing
+        self.frames = any(part.frames for part in parts)  # type: ignore[misc]
 
     def batches(self, text: Any, *, length: int, batch: int, seed: int) -> Batches:
         """Those of the last part that frames its own."""

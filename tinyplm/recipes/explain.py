@@ -4,7 +4,6 @@ Everything is asked of the objective itself: its batches cut the text, its `prep
 `predictions` run a model. What each position may look at is seen in a small new model of the kind that learns from it.
 """
 
-import difflib
 import itertools
 import re
 from dataclasses import dataclass, field
@@ -17,7 +16,7 @@ from ..autograd import no_grad, ops
 from ..autograd.ops.loss import IGNORED
 from ..errors import ConfigError, DataError
 from ..nn import Inspection
-from ..objectives import OBJECTIVES, objective_named
+from ..objectives import OBJECTIVES, check_objective, objective_named
 from ..text import Tokenizer
 from ..text.kinds import SPECIAL_TOKENS
 from ..types import Array, Batch
@@ -164,7 +163,9 @@ def explain(
     tokenizer = tokenizer or words(*texts, objective=objective)
     made = objective_named(objective, tokenizer)
     ids = tokenizer.encode_batch(texts)
-    examples = _examples(objective, made, ids, tokenizer, seed, pairs=pairs)
+    # A model's positions limit an example that is made of the text; a text that is all of one is refused below.
+    most = getattr(getattr(model, "config", None), "positions", None) if made.frames else None
+    examples = _examples(objective, made, ids, tokenizer, seed, pairs=pairs, most=most)
     parts: list[Part] = []
     terms: list[Term] = []
     for number, (raw, batch) in enumerate(examples):
@@ -176,22 +177,6 @@ def explain(
             "Each window begins with the state that the one before left; the gradient stops there."
         )
     return Explanation(parts, terms, notes)
-
-
-def check_objective(name: str) -> None:
-    """Refuse a name that is no objective and no sum of several.
-
-    Raises:
-        ConfigError: with the nearest that is.
-    """
-    for part in name.split("+"):
-        if part not in OBJECTIVES:
-            near = difflib.get_close_matches(part, OBJECTIVES, n=1)
-            hint = f" Did you mean '{near[0]}'?" if near else ""
-            known = ", ".join(sorted(OBJECTIVES))
-            raise ConfigError(
-                f"No objective '{part}'.{hint} Known: {known}; several are joined by +."
-            )
 
 
 def words(*texts: str, objective: str = "causal-lm") -> Tokenizer:
@@ -262,7 +247,14 @@ class _OnePair:
 
 
 def _examples(
-    name: str, made: Any, ids: list[Array], tokenizer: Tokenizer, seed: int, *, pairs: bool
+    name: str,
+    made: Any,
+    ids: list[Array],
+    tokenizer: Tokenizer,
+    seed: int,
+    *,
+    pairs: bool,
+    most: int | None,
 ) -> list[tuple[Batch, Batch]]:
     """Batches of one example as they are cut and as they are prepared: one, or two windows where a state is carried."""
     end = tokenizer.end_of_text
@@ -273,9 +265,8 @@ def _examples(
             between = [] if end is None else [end]
             stream = [token for each in ids for token in [*each.tolist(), *between]]
             material = np.array(stream if ended or end is None else stream[:-1], np.int64)
-        raw = _batches(
-            name, made, material, len(material) if not pairs else material.lengths.max(), seed
-        )
+        tokens = int(material.lengths.max()) if pairs else len(material)
+        raw = _batches(name, made, material, tokens, seed, min(tokens + 8, most or tokens + 8))
         rng = np.random.default_rng(seed)
         found = [(batch, made.prepare(batch, rng=rng)) for batch in raw]
         # In training, documents end with the end of text. Where the objective itself puts it behind them, once will do.
@@ -288,10 +279,12 @@ def _examples(
     return [(batch, _trimmed(prepared)) for batch, prepared in found]
 
 
-def _batches(name: str, made: Any, material: Any, tokens: int, seed: int) -> list[Batch]:
+def _batches(
+    name: str, made: Any, material: Any, tokens: int, seed: int, longest: int
+) -> list[Batch]:
     """As much of the text as the objective takes at a time; two halves where one goes on from the other."""
     problem: Exception | None = None
-    for length in range(int(tokens) + 8, 0, -1):
+    for length in range(longest, 0, -1):
         try:
             first = next(made.batches(material, length=length, batch=1, seed=seed).in_order())
         except (DataError, ConfigError, StopIteration) as error:
@@ -305,7 +298,7 @@ def _batches(name: str, made: Any, material: Any, tokens: int, seed: int) -> lis
             return [{"input_ids": material[None]}]  # where no window is exactly as long as the text
         return [first]
     raise DataError(
-        f"The text has {int(tokens)} token{'' if tokens == 1 else 's'}, too few for objective '{name}' ({problem}). "
+        f"The text has {tokens} token{'' if tokens == 1 else 's'}, too few for objective '{name}' ({problem}). "
         "Give a longer text."
     )
 

@@ -115,7 +115,18 @@ class Material:
     def _read(self) -> Any:
         run = self.run
         if not self.pairs:
-            return open_corpus(run.data, encoding=run.encoding, column=run.text_column)
+            parts = run.objective_name.split("+")
+            return open_corpus(
+                run.data,
+                encoding=run.encoding,
+                column=run.text_column,
+                blank_line_ends_document=any(OBJECTIVES[part].frames for part in parts),
+            )
+        if run.text_column is not None:
+            raise ConfigError(
+                f"text_column is '{run.text_column}', but {run.model} reads pairs of texts: columns source and target, "
+                "or the first two. Leave it out."
+            )
         if run.data is None:
             raise ConfigError(
                 f"{run.model} learns from pairs of texts, and there is no --data. Name a .tsv, .csv or .jsonl file "

@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from ..errors import ConfigError
 from ..models import bert, gpt2, recurrent_lm, roberta, seq2seq, t5
 
 
@@ -38,7 +39,12 @@ class Entry:
     def config_for(self, run: Any, tokenizer: Any) -> Any:
         """The config of a run's settings for a tokenizer; a model that knows its padding knows this one's."""
         config = self.config(run, tokenizer.vocab_size)
-        if hasattr(config, "padding") and tokenizer.padding is not None:
+        if hasattr(config, "padding"):
+            if tokenizer.padding is None:
+                raise ConfigError(
+                    f"This model counts positions by its padding token, and this {tokenizer.kind} tokenizer has none, "
+                    "so a token of the text would be taken for it. Use one with '<pad>', such as the model's own."
+                )
             config = replace(config, padding=tokenizer.padding)
         if self.decoder_start and getattr(tokenizer, self.decoder_start) is not None:
             config = replace(config, decoder_start=getattr(tokenizer, self.decoder_start))
@@ -46,8 +52,9 @@ class Entry:
 
     def fits(self, objective: str) -> bool:
         """Whether it can learn from this objective, or from this sum of several."""
-        parts = {part for name in self.objectives for part in name.split("+")}
-        return parts.issuperset(objective.split("+"))
+        parts = objective.split("+")
+        several = len(set(parts)) == len(parts)
+        return several and any(set(parts) <= set(name.split("+")) for name in self.objectives)
 
 
 def _gpt2(run: Any, vocab_size: int) -> gpt2.Gpt2Config:
@@ -118,6 +125,10 @@ def _seq2seq(run: Any, vocab_size: int) -> seq2seq.Seq2SeqConfig:
 
 
 def _t5(run: Any, vocab_size: int) -> t5.T5Config:
+    if run.heads > run.hidden_size:
+        raise ConfigError(
+            f"heads is {run.heads}, more than hidden_size={run.hidden_size}; lower it."
+        )
     return t5.T5Config(
         vocab_size=vocab_size,
         hidden_size=run.hidden_size,

@@ -87,8 +87,9 @@ class Prepared:
         weights = 4 * 4 * self.model.parameter_count
         tokens = r.batch * r.positions
         wide = 14 * c.hidden_size + 2 * (getattr(c, "ffn_size", 0) or 0)
-        activations = 4 * tokens * c.layers * wide
-        scores = 4 * r.batch * getattr(c, "heads", 0) * r.positions**2 * c.layers
+        layers = c.layers * (2 if hasattr(self.model, "conditioned") else 1)  # of two parts
+        activations = 4 * tokens * layers * wide
+        scores = 4 * r.batch * getattr(c, "heads", 0) * r.positions**2 * layers
         return int(weights + activations + scores + 2 * 4 * tokens * c.vocab_size)
 
 
@@ -231,7 +232,7 @@ def pretrain(
         optimizer.restore(saved.arrays["optimizer"], saved.state["optimizer"])
         windows.restore(saved.state["windows"])
         if carrying:
-            carrying.restore(saved.arrays["objective"])
+            carrying.restore(_on_device(saved.arrays["objective"], run.device))
         rng.bit_generator.state = saved.state["rng"]
 
     def save(step: int) -> Path:

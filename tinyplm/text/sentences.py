@@ -15,8 +15,11 @@ from .batching import Tokens, check_goes_on, pad, permuted
 
 _ENDS = (".", "!", "?", "\u2026", "\u3002", "\uff01", "\uff1f", "\uff0e", "\u0964", "\u061f")
 _BEHIND = " \n\t\"'\u201d\u2019)]}\u300d\u300f\uff09\u00bb*_"  # what may stand behind the mark that ends a sentence
-_BLOCK = 1 << 20  # tokens looked at at a time while documents are counted
+_BLOCK = 1 << 20  # tokens looked at at a time while documents and sentences are found
 _SLOTS = 64  # documents that are read at a time, so that a batch is not all from one
+
+# Where A and B stand in the stream, and 1 if B is from another document.
+_Pair = tuple[range, range, int]
 
 
 def framing(tokenizer: Any) -> tuple[tuple[int], tuple[int]] | None:
@@ -53,7 +56,8 @@ class SentencePairs:
 
     Documents are read in an order of each epoch's own, up to 64 of them side by side, so that the rows of a batch have
     little to do with one another. What a document gives follows from seed, epoch and its number, so a few numbers say
-    where all stands.
+    where all stands. Where sentences begin is found once, eight bytes for each, so that a pair costs as much in a long
+    document as in a short one.
 
     Args:
         tokens: ids in one axis.
@@ -103,10 +107,10 @@ class SentencePairs:
         self.end_of_text = end_of_text
         self.ends = ends
         self.short, self.other = short, other
-        self.documents = self._find_documents()
+        self.documents, self._edges = self._find_documents()
         # Each slot: epoch, place in its order, pairs taken; then the next place of all, and the slot whose turn it is.
         self._slots: list[list[int]] = []
-        self._running: list[Iterator[tuple[Array, Array, int]]] = []
+        self._running: list[Iterator[_Pair]] = []
         self._next, self._turn = [0, 0], 0
         for _ in range(min(_SLOTS, len(self.documents))):
             self._slots.append([])
@@ -118,7 +122,7 @@ class SentencePairs:
 
     def __next__(self) -> Batch:
         """The next batch: input_ids, token_type_ids, attention_mask (B, T) and next_sentence_labels (B,), int64."""
-        pairs: list[tuple[Array, Array, int]] = []
+        pairs: list[_Pair] = []
         while len(pairs) < self.batch:
             slot = self._turn
             pair = next(self._running[slot], None)
@@ -174,15 +178,24 @@ class SentencePairs:
         if waiting:
             yield self._joined(waiting)
 
-    def _find_documents(self) -> Array:
-        """Start and end of each document that has a token, (N, 2), without the ids that end them."""
-        stops, several, size = [], False, len(self.tokens)
+    def _find_documents(self) -> tuple[Array, Array]:
+        """Where documents and sentences are.
+
+        Returns:
+            Start and end of each document that has a token, (N, 2), without the ids that end them; and in order every
+            place where a sentence starts or a document starts or ends, so that the sentences of a document are
+            between neighbours.
+        """
+        stops, edges, several, size = [], [], False, len(self.tokens)
         for start in range(0, size, _BLOCK):
             block = np.asarray(self.tokens[start : start + _BLOCK + 1])
             stop_here = block == self.end_of_text
             stops.append(start + np.flatnonzero(stop_here[:_BLOCK]))
             ends = self.ends[block]
-            several = several or bool((ends[:-1] & ~ends[1:] & ~stop_here[1:]).any())
+            # A run of marks ends one sentence, not several.
+            inside = ends[:-1] & ~ends[1:] & ~stop_here[1:]
+            several = several or bool(inside.any())
+            edges.append(start + 1 + np.flatnonzero(inside | stop_here[:-1] | stop_here[1:]))
         last = np.concatenate([*stops, [size]])
         first = np.concatenate([[0], last[:-1] + 1])
         found = np.stack([first, last], axis=1)[last > first]
@@ -197,7 +210,7 @@ class SentencePairs:
                 "it needs at least two documents, and two sentences in one of them. Use 'mlm' alone, or give the text "
                 "as documents: a folder of files, a .jsonl file, or blank lines between documents."
             )
-        return found
+        return found, np.concatenate([[0], *edges, [size]])
 
     def _open(self, slot: int) -> None:
         """Let a slot read the next document that none has read."""
@@ -207,55 +220,53 @@ class SentencePairs:
         place += 1
         self._next = [epoch, place] if place < len(self.documents) else [epoch + 1, 0]
 
-    def _opened(self, epoch: int, place: int) -> Iterator[tuple[Array, Array, int]]:
+    def _opened(self, epoch: int, place: int) -> Iterator[_Pair]:
         # The hash behind SeedSequence is fixed by NumPy.
         keys = list(np.random.SeedSequence([self.seed, epoch]).generate_state(6, np.uint64))
         places = np.array([place], np.uint64)
         document = int(permuted(places, len(self.documents), keys)[0])
         return self._pairs(document, np.random.default_rng([self.seed, epoch, document, 1]))
 
-    def _sentences(self, document: int) -> list[Array]:
-        """The sentences of a document."""
-        start, stop = self.documents[document]
-        ids = np.asarray(self.tokens[int(start) : int(stop)], dtype=np.int64)
-        ends = self.ends[ids]
-        # A run of marks ends one sentence, not several.
-        return list(np.split(ids, np.flatnonzero(ends[:-1] & ~ends[1:]) + 1))
+    def _sentences(self, document: int) -> tuple[int, int]:
+        """The first and the last edge of a document: each edge but the last is the start of a sentence of it."""
+        first, last = np.searchsorted(self._edges, self.documents[document])
+        return int(first), int(last)
 
-    def _pairs(self, document: int, rng: Generator) -> Iterator[tuple[Array, Array, int]]:
-        """The pairs that a document gives: A, B, and 1 if B is from another one."""
+    def _gathered(self, at: int, last: int, wanted: int) -> int:
+        """The edge behind a passage from edge `at` on: a sentence at least, until enough is there or the last edge."""
+        behind = self._edges[at + 1 : last]
+        return at + 1 + int(np.searchsorted(behind, self._edges[at] + wanted))
+
+    def _pairs(self, document: int, rng: Generator) -> Iterator[_Pair]:
+        """The pairs that a document gives. No token is read, so that pairs taken before are passed over quickly."""
         room = self.length - 3
-        sentences = self._sentences(document)
-        at = 0
-        while at < len(sentences):
+        at, last = self._sentences(document)
+        while at < last:
             wanted = int(rng.integers(2, room + 1)) if rng.random() < self.short else room
-            taken, size = at, 0
-            while taken < len(sentences) and (taken == at or size < wanted):
-                size += len(sentences[taken])
-                taken += 1
+            taken = self._gathered(at, last, wanted)
             cut = at + 1 if taken - at == 1 else int(rng.integers(at + 1, taken))
-            a = np.concatenate(sentences[at:cut])
+            a = range(self._edges[at], self._edges[cut])
             if taken - at == 1 or rng.random() < self.other:
                 b, label, at = self._elsewhere(document, wanted - len(a), rng), 1, cut
             else:
-                b, label, at = np.concatenate(sentences[cut:taken]), 0, taken
+                b, label, at = range(self._edges[cut], self._edges[taken]), 0, taken
             yield (*_shortened(a, b, room, rng), label)
 
-    def _elsewhere(self, document: int, wanted: int, rng: Generator) -> Array:
+    def _elsewhere(self, document: int, wanted: int, rng: Generator) -> range:
         """A passage from a random sentence of another document on: at least one, until enough is there."""
         other = int(rng.integers(len(self.documents) - 1))
-        sentences = self._sentences(other + (other >= document))
-        start = int(rng.integers(len(sentences)))
-        stop, size = start, 0
-        while stop < len(sentences) and (stop == start or size < wanted):
-            size += len(sentences[stop])
-            stop += 1
-        return np.concatenate(sentences[start:stop])
+        first, last = self._sentences(other + (other >= document))
+        start = first + int(rng.integers(last - first))
+        return range(self._edges[start], self._edges[self._gathered(start, last, wanted)])
 
-    def _joined(self, pairs: list[tuple[Array, Array, int]]) -> Batch:
+    def _read(self, passage: range) -> Array:
+        return np.asarray(self.tokens[passage.start : passage.stop], dtype=np.int64)
+
+    def _joined(self, pairs: list[_Pair]) -> Batch:
         """Pairs as a batch: in front the classifier's id, behind each passage a separator."""
+        front, behind = [self.classifier], [self.separator]
         rows = [
-            np.concatenate([[self.classifier], a, [self.separator], b, [self.separator]])
+            np.concatenate([front, self._read(a), behind, self._read(b), behind])
             for a, b, _ in pairs
         ]
         batch = pad(rows, padding=self.padding)
@@ -267,12 +278,21 @@ class SentencePairs:
         }
 
 
-def _shortened(a: Array, b: Array, room: int, rng: Generator) -> tuple[Array, Array]:
+def _shortened(a: range, b: range, room: int, rng: Generator) -> tuple[range, range]:
     """Both cut until they fit: the longer loses a token at a time, the first or the last."""
-    bounds = [[0, len(a)], [0, len(b)]]
-    for front in rng.random(max(0, len(a) + len(b) - room)) < 0.5:
-        (a_start, a_stop), (b_start, b_stop) = bounds
-        longer = bounds[0] if a_stop - a_start > b_stop - b_start else bounds[1]
-        longer[0] += int(front)
-        longer[1] -= int(not front)
-    return a[slice(*bounds[0])], b[slice(*bounds[1])]
+    fronts = rng.random(max(0, len(a) + len(b) - room)) < 0.5
+    # The longer until both are as long, then B and A in turn.
+    more = abs(len(a) - len(b))
+    alone, both = fronts[:more], fronts[more:]
+    from_a, from_b = both[1::2], both[::2]
+    if len(a) > len(b):
+        from_a = np.concatenate([alone, from_a])
+    else:
+        from_b = np.concatenate([alone, from_b])
+    return _without(a, from_a), _without(b, from_b)
+
+
+def _without(passage: range, fronts: Array) -> range:
+    """A passage less one token for each of `fronts`: the first where it is true, else the last."""
+    start = int(np.count_nonzero(fronts))
+    return passage[start : len(passage) - (len(fronts) - start)]

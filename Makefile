@@ -15,7 +15,7 @@ imports:
 	$(PYTHON) -c "from importlinter.cli import lint_imports_command; lint_imports_command()"
 
 test:
-	$(PYTHON) -m pytest -m "not parity"  # with what is marked device, which pytest alone leaves out
+	$(PYTHON) -m pytest -m "not parity"  # with what is marked device or slow, which pytest alone leaves out
 
 parity:  ## against torch and transformers, extra "parity"
 	$(PYTHON) -m pytest -m parity

@@ -167,6 +167,7 @@ def test_numbers_that_differ_are_refused_before_any_time_is_taken(theirs):
         measure.require_close("loss", 1.0, theirs)
 
 
+@pytest.mark.slow
 def test_op_overhead_prints_a_json_line_for_each_measurement(tmp_path, capsys):
     file = tmp_path / "results" / "now.jsonl"
     arguments = ["op-overhead", "--quick", "--ours-only", "--json", str(file)]

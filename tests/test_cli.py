@@ -497,6 +497,7 @@ def test_an_interrupted_preparation_leaves_nothing(say, text, tmp_path, monkeypa
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows sends no Ctrl-C to one process alone")
 def test_a_run_that_is_interrupted_goes_on_to_the_same_bits(tmp_path, text):
     arguments = ["pretrain", "gpt2", "--data", text, *TINY, "--steps=600", "--dropout=0.1"]
@@ -529,6 +530,7 @@ def test_a_run_that_is_interrupted_goes_on_to_the_same_bits(tmp_path, text):
     assert saved[0] == saved[1]
 
 
+@pytest.mark.slow
 def test_the_first_command_needs_nothing_but_a_folder(tmp_path):
     first = process(
         *("pretrain", "gpt2", "--layers=1", "--heads=2", "--hidden-size=16", "--positions=16"),

@@ -23,6 +23,7 @@ def documents(path, **options):
 # Python's own documentation
 
 
+@pytest.mark.slow
 def test_without_a_path_there_is_the_documentation_of_python():
     corpus = open_corpus()
     found = list(corpus.documents())

@@ -340,6 +340,7 @@ def started(text, folder, *, resume):
     )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_a_process_killed_at_random_moments_again_and_again_ends_with_the_same_bits(
     text, tmp_path, expected
 ):
@@ -359,6 +360,7 @@ def test_a_process_killed_at_random_moments_again_and_again_ends_with_the_same_b
     assert_same(folder, expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", SIGNALS)
 def test_a_process_asked_to_end_saves_and_ends_well(text, tmp_path, expected, number):
     process = started(text, tmp_path, resume=False)

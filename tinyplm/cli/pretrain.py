@@ -12,6 +12,7 @@ from pathlib import Path
 from types import UnionType
 from typing import Any, get_type_hints
 
+from ..analysis.reading import translates, writes
 from ..errors import ConfigError
 from ..recipes.run import Run, from_settings, read_toml
 from ..train.progress import Progress, duration
@@ -109,8 +110,9 @@ def pretrain(args: argparse.Namespace, console: Console) -> int:
     try:
         run = _resumed(config | given) if args.resume else _new(config | given)
     except ConfigError:
-        named = {"model": given["model"]} if "model" in given else {}
-        from_settings(named | config, args.config or "")  # is it the file that is wrong?
+        if args.config:  # is it the file that is wrong?
+            named = {"model": given["model"]} if "model" in given else {}
+            from_settings(named | config, args.config)
         raise
     if find_spec("numba") is None and not args.dry_run:
         console.say('Without Numba some steps are slower: pip install "tinyplm[fast]"')
@@ -233,7 +235,7 @@ def _made_of(config: Any) -> str:
 
 def _score(ready: Any, score: Any) -> str:
     """What was lost: by bytes where each token is predicted from those before it, else beside the baseline."""
-    if hasattr(ready.model, "next_logits"):
+    if writes(ready.model):
         return f"{score.nats:.4f} nats per token, {score.bits_per_byte:.4f} bits per byte"
     return "; ".join(
         f"{term.nats:.4f} nats per label of {name} (unigram {term.unigram:.4f}), "
@@ -268,11 +270,10 @@ def _interrupted(ready: Any, saved: Any, console: Console) -> int:
 
 def _finished(ready: Any, finished: Any, console: Console) -> None:
     output, score = finished.output, finished.score
-    writes = hasattr(ready.model, "next_logits")
     plot = _plot(output, console)
     console.result(
         f"Trained in {duration(finished.seconds)}: validation {_score(ready, score)}"
-        + (f", perplexity {score.perplexity:.4g}." if writes else ".")
+        + (f", perplexity {score.perplexity:.4g}." if writes(ready.model) else ".")
     )
     console.result(f"\nA sample:\n\n{finished.sample.strip()}\n")
     console.result(
@@ -290,8 +291,8 @@ def _finished(ready: Any, finished: Any, console: Console) -> None:
             "validation_tokens": ready.validation_tokens,
             "validation": {
                 "nats_per_token": score.nats if len(score.terms) == 1 else None,
-                "perplexity": score.perplexity if writes else None,
-                "bits_per_byte": score.bits_per_byte if writes else None,
+                "perplexity": score.perplexity if writes(ready.model) else None,
+                "bits_per_byte": score.bits_per_byte if writes(ready.model) else None,
             },
             "terms": {name: dataclasses.asdict(term) for name, term in score.terms.items()},
             "sample": finished.sample,
@@ -303,11 +304,11 @@ def _finished(ready: Any, finished: Any, console: Console) -> None:
 def _next(ready: Any, output: Path) -> list[str]:
     """Commands to go on with."""
     folder, start = _quoted(output), _beginning(ready)
-    if hasattr(ready.model, "next_logits"):
+    if writes(ready.model):
         prompt = f' --prompt "{start}"' if start else ""
         return [_command("generate", folder) + prompt, _command("evaluate", folder)]
     text = f' "{start}"' if start else ' "..."'
-    if hasattr(ready.model, "conditioned"):
+    if translates(ready.model):
         lines = [_command("generate", folder) + f" --greedy --prompt{text}"]
         if getattr(ready.model.config, "attention", "") is not None:
             lines.append(_command("attention", folder) + f"{text} --output attention.html")

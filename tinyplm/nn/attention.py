@@ -199,12 +199,8 @@ class SelfAttention(Module):
                 rng=rng,
             )
             return self.project_out(y)
-        qkv = ops.reshape(qkv, shape=(B, T, 3, self.heads, -1))
         parts: Any = ops.split(qkv, parts=3, axis=2)
-        q, k, v = (
-            ops.transpose(ops.reshape(part, shape=(B, T, self.heads, -1)), axes=(0, 2, 1, 3))
-            for part in parts
-        )
+        q, k, v = (_heads(part, self.heads) for part in parts)
         if cache is not None:
             k, v = map(Tensor.wrap, cache.extend(layer, k.array, v.array))
         y = ops.attention(

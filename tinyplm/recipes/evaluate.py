@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..analysis.reading import translates
+from ..analysis.reading import translates, writes
 from ..errors import ConfigError, MissingFileError
 from ..nn import quantize
 from ..text import TokenFile, open_corpus, tokenize_corpus
@@ -78,7 +78,7 @@ def evaluate(
             f"A {type(model).__name__} reads one text and writes another: a text alone has no loss. What it lost on "
             "pairs that were held out stands in the metrics.jsonl of its run."
         )
-    if not hasattr(model, "next_logits"):
+    if not writes(model):
         raise ConfigError(
             f"A {type(model).__name__} does not predict from left to right, so it has no loss per token of a text."
         )

@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from ..analysis.reading import translates
 from ..backend import library, to_numpy
 from ..errors import (
     CheckpointError,
@@ -87,7 +88,7 @@ class Prepared:
         weights = 4 * 4 * self.model.parameter_count
         tokens = r.batch * r.positions
         wide = 14 * c.hidden_size + 2 * (getattr(c, "ffn_size", 0) or 0)
-        layers = c.layers * (2 if hasattr(self.model, "conditioned") else 1)  # of two parts
+        layers = c.layers * (2 if translates(self.model) else 1)  # of two parts
         activations = 4 * tokens * layers * wide
         scores = 4 * r.batch * getattr(c, "heads", 0) * r.positions**2 * layers
         return int(weights + activations + scores + 2 * 4 * tokens * c.vocab_size)

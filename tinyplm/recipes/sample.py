@@ -4,6 +4,7 @@ from typing import Any
 
 import numpy as np
 
+from ..analysis.reading import translates, writes
 from ..autograd import no_grad
 from ..autograd.ops.loss import IGNORED
 from ..generate import generate
@@ -17,9 +18,9 @@ SHOWN = 3
 def sample(ready: Any) -> str:
     """Text that the model writes from nothing, or what it makes of a few examples that it did not learn from."""
     with precision(ready.run.precision), fixed_weights():
-        if hasattr(ready.model, "next_logits"):
+        if writes(ready.model):
             return _continued(ready)
-        if hasattr(ready.model, "conditioned"):
+        if translates(ready.model):
             return _answered(ready)
         return _filled(ready)
 

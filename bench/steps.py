@@ -133,11 +133,10 @@ def entries(
 
 def ours(size: Size, *, bf16: bool = False, definitions: bool = False) -> Step:
     """Our step; by the kernels' definitions, it is what plain NumPy does."""
-    model, objective = Gpt2(size.config, rng=None), CausalLM()
+    model = Gpt2(size.config, rng=None)
     model.load(size.weights())
-    parameters = model.parameters()
-    optimizer = AdamW(model.named_parameters(), **SETTINGS)
     ids, labels = size.ids()
+    update = our_step(model, CausalLM(), {"input_ids": ids, "labels": labels})
 
     def step() -> tuple[float, float]:
         with ExitStack() as stack:
@@ -145,12 +144,53 @@ def ours(size: Size, *, bf16: bool = False, definitions: bool = False) -> Step:
                 stack.enter_context(precision("bfloat16"))
             for kernel in KERNELS.values() if definitions else ():
                 stack.enter_context(kernel.using("reference"))
-            model.clear_gradients()
-            loss = objective.loss(model, {"input_ids": ids, "labels": labels})
-            loss.backward()
-            norm = gradient_norm(parameters)
-            optimizer.step(RATE, shrink=shrink(norm, CLIP))
-            return loss.item(), norm
+            return update()
+
+    return step
+
+
+def our_step(model: Any, objective: Any, batch: Any) -> Step:
+    """An update of one of our models on a prepared batch, again and again."""
+    parameters = model.parameters()
+    optimizer = AdamW(model.named_parameters(), **SETTINGS)
+
+    def step() -> tuple[float, float]:
+        model.clear_gradients()
+        loss = objective.loss(model, batch)
+        loss.backward()
+        norm = gradient_norm(parameters)
+        optimizer.step(RATE, shrink=shrink(norm, CLIP))
+        return loss.item(), norm
+
+    return step
+
+
+def transformers_step(model: Any, batch: Any) -> Step:
+    """The same of a model of transformers on PyTorch: matrices decay, all else does not, as ours."""
+    import torch
+
+    parameters = list(model.parameters())
+    optimizer = torch.optim.AdamW(
+        [
+            {
+                "params": [p for p in parameters if p.ndim >= 2],
+                "weight_decay": SETTINGS["weight_decay"],
+            },
+            {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
+        ],
+        lr=RATE,
+        betas=(SETTINGS["beta_1"], SETTINGS["beta_2"]),
+        eps=1e-8,
+        fused=True,
+    )
+
+    def step() -> tuple[float, float]:
+        optimizer.zero_grad(set_to_none=True)
+        loss = model(**batch).loss
+        loss.backward()
+        norm = torch.nn.utils.clip_grad_norm_(parameters, CLIP)
+        optimizer.step()
+        return loss.item(), norm.item()
 
     return step
 

@@ -15,11 +15,10 @@ import numpy as np
 from tinyplm.hub.t5 import write_arrays, write_config
 from tinyplm.models.t5 import T5, T5Config
 from tinyplm.objectives import SpanCorruption
-from tinyplm.optim import AdamW, gradient_norm, shrink
 
 from . import floors
 from .measure import Options, Record, measure
-from .steps import CLIP, RATE, SETTINGS, Step, agree
+from .steps import Step, agree, our_step, transformers_step
 from .workers import Entry, crew
 
 
@@ -119,25 +118,13 @@ def run(options: Options) -> Iterator[Record]:
 
 def ours(size: Size) -> Step:
     """Our step."""
-    batch = size.prepared()
-    model, objective = T5(size.config, rng=None), SpanCorruption(sentinels=(0,), end=1)
+    model = T5(size.config, rng=None)
     model.load(size.weights())
-    parameters = model.parameters()
-    optimizer = AdamW(model.named_parameters(), **SETTINGS)
-
-    def step() -> tuple[float, float]:
-        model.clear_gradients()
-        loss = objective.loss(model, batch)
-        loss.backward()
-        norm = gradient_norm(parameters)
-        optimizer.step(RATE, shrink=shrink(norm, CLIP))
-        return loss.item(), norm
-
-    return step
+    return our_step(model, SpanCorruption(sentinels=(0,), end=1), size.prepared())
 
 
 def theirs(size: Size) -> Step:
-    """The step of transformers on PyTorch: matrices decay, all else does not, as ours."""
+    """The step of transformers on PyTorch."""
     import torch
     import transformers
 
@@ -149,28 +136,5 @@ def theirs(size: Size) -> Step:
     second = ("embed_tokens.weight", "lm_head.weight")  # names of the embedding
     if any(not name.endswith(second) for name in missing):
         raise ValueError(f"no values for {', '.join(missing)}")
-    parameters = list(model.parameters())
-    optimizer = torch.optim.AdamW(
-        [
-            {
-                "params": [p for p in parameters if p.ndim >= 2],
-                "weight_decay": SETTINGS["weight_decay"],
-            },
-            {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
-        ],
-        lr=RATE,
-        betas=(SETTINGS["beta_1"], SETTINGS["beta_2"]),
-        eps=1e-8,
-        fused=True,
-    )
     batch = {name: torch.from_numpy(values) for name, values in size.prepared().items()}
-
-    def step() -> tuple[float, float]:
-        optimizer.zero_grad(set_to_none=True)
-        loss = model(**batch).loss
-        loss.backward()
-        norm = torch.nn.utils.clip_grad_norm_(parameters, CLIP)
-        optimizer.step()
-        return loss.item(), norm.item()
-
-    return step
+    return transformers_step(model, batch)

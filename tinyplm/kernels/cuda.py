@@ -126,8 +126,12 @@ def compiler() -> Compiler:
 
 
 def _options(arch: str) -> list[str]:
-    """For NVRTC; ptxas is to say what each kernel uses."""
-    return [STANDARD, f"--gpu-architecture={arch}", "--ptxas-options=-v"]
+    """For NVRTC; ptxas is to say what each kernel uses.
+
+    A lambda counts as code of the host there, even within a kernel, unless all code is the device's.
+    """
+    device = "--device-as-default-execution-space"
+    return [STANDARD, f"--gpu-architecture={arch}", "--ptxas-options=-v", device]
 
 
 def _refused(name: str, arch: str, log: str) -> DeviceError:
@@ -161,14 +165,23 @@ def _cupy_nvrtc() -> Compiler | None:
     return Compiler(name, compile_text)
 
 
-def _packaged_nvrtc() -> Compiler | None:
-    """NVRTC of the package nvidia-cuda-nvrtc, which needs neither CuPy nor a driver."""
+def packaged(pattern: str) -> list[Path]:
+    """Files of NVIDIA's Python packages whose names match, by their paths."""
     spec = find_spec("nvidia")
     folders = [Path(folder) for folder in (spec.submodule_search_locations or ())] if spec else []
-    pattern = "nvrtc64_*_0.dll" if sys.platform == "win32" else "libnvrtc.so.*"
-    found = sorted(file for folder in folders for file in folder.rglob(pattern))
+    return sorted(file for folder in folders for file in folder.rglob(pattern))
+
+
+def _packaged_nvrtc() -> Compiler | None:
+    """NVRTC of the package nvidia-cuda-nvrtc, which needs neither CuPy nor a driver."""
+    windows = sys.platform == "win32"
+    found = packaged("nvrtc64_*_0.dll" if windows else "libnvrtc.so.*")
     if not found:
         return None
+    # NVRTC opens this one by its name alone, which finds it where it has been loaded.
+    beside = "nvrtc-builtins64_*.dll" if windows else "libnvrtc-builtins.so.*"
+    for builtins in sorted(found[-1].parent.glob(beside)):
+        ctypes.CDLL(str(builtins))
     nvrtc = ctypes.CDLL(str(found[-1]))
     major, minor = ctypes.c_int(), ctypes.c_int()
     nvrtc.nvrtcVersion(ctypes.byref(major), ctypes.byref(minor))

@@ -128,6 +128,7 @@ template <class T> T exchanged(T x, int with) {
     return y;
 }
 template <class T> T __shfl_xor_sync(unsigned, T x, int apart) { return exchanged(x, current ^ apart); }
+template <class T> T __shfl_sync(unsigned, T x, int lane) { return exchanged(x, current / 32 * 32 + (lane & 31)); }
 inline unsigned __match_any_sync(unsigned, unsigned x) {
     shown[current] = x;
     __syncwarp();
@@ -138,6 +139,95 @@ inline unsigned __match_any_sync(unsigned, unsigned x) {
     __syncwarp();
     return equal;
 }
+
+// ---- tensor_cores.cu
+
+alignas(1024) static unsigned char dynamic_room[232448 + 1024];
+static long dynamic_size;
+#define DYNAMIC_SHARED(name) unsigned char *const name = dynamic_room
+
+static const void *rows_shown[MOST];
+inline void load_tiles_as(bool turned, unsigned (&r)[4], const void *row) {
+    if (uint64_t(row) % 16 != 0) {
+        std::abort();
+    }
+    rows_shown[current] = row;
+    __syncwarp();
+    const int first = current / 32 * 32, g = current % 32 / 4, t = current % 4;
+    for (int i = 0; i < 4; i++) {
+        unsigned short pair[2];
+        for (int j = 0; j < 2; j++) {
+            const int r = turned ? 2 * t + j : g, c = turned ? g : 2 * t + j;
+            pair[j] = static_cast<const unsigned short *>(rows_shown[first + 8 * i + r])[c];
+        }
+        r[i] = pair[0] | unsigned(pair[1]) << 16;
+    }
+    __syncwarp();
+}
+inline void load_tiles(unsigned (&r)[4], const void *row) { load_tiles_as(false, r, row); }
+inline void load_tiles_turned(unsigned (&r)[4], const void *row) { load_tiles_as(true, r, row); }
+
+struct float16;
+struct bfloat16;
+inline float lower(unsigned word, float16 *) { return half_to_float(word & 0xffff); }
+inline float lower(unsigned word, bfloat16 *) { return __uint_as_float(word << 16); }
+
+static unsigned a_shown[MOST][4], b_shown[MOST][2];
+// The sum of sixteen products and c, rounded once; a tensor core rounds somewhat more.
+template <class T> void multiply_add(float (&c)[4], const unsigned (&a)[4], unsigned b0, unsigned b1, T) {
+    std::memcpy(a_shown[current], a, sizeof a);
+    b_shown[current][0] = b0;
+    b_shown[current][1] = b1;
+    __syncwarp();
+    const int first = current / 32 * 32, g = current % 32 / 4, t = current % 4;
+    for (int i = 0; i < 4; i++) {
+        const int column = 2 * t + i % 2;
+        double sum = c[i];
+        for (int k = 0; k < 16; k++) {
+            const unsigned shift = k % 2 * 16;
+            const unsigned left = a_shown[first + 4 * g + k % 8 / 2][i / 2 + k / 8 * 2] >> shift;
+            const unsigned right = b_shown[first + 4 * column + k % 8 / 2][k / 8] >> shift;
+            sum += double(lower(left, static_cast<T *>(nullptr))) * lower(right, static_cast<T *>(nullptr));
+        }
+        c[i] = float(sum);
+    }
+    __syncwarp();
+}
+
+// A copy arrives when it is waited for; until then there is NaN.
+struct Copy {
+    void *to;
+    const void *from;
+    bool present;
+};
+static std::vector<Copy> asked[MOST];
+static std::vector<std::vector<Copy>> groups[MOST];
+inline void copy_async(void *to, const void *from, bool present) {
+    if (uint64_t(to) % 16 != 0 || (present && uint64_t(from) % 16 != 0)) {
+        std::abort();
+    }
+    std::memset(to, 0xff, 16);
+    asked[current].push_back({to, from, present});
+}
+inline void close_copies() {
+    groups[current].push_back(std::move(asked[current]));
+    asked[current].clear();
+}
+template <int UNDER_WAY> void wait_for_copies() {
+    auto &mine = groups[current];
+    while (mine.size() > UNDER_WAY) {
+        for (const Copy &copy : mine.front()) {
+            if (copy.present) {
+                std::memcpy(copy.to, copy.from, 16);
+            } else {
+                std::memset(copy.to, 0, 16);
+            }
+        }
+        mine.erase(mine.begin());
+    }
+}
+
+inline float exp2_near(float x) { return std::exp2(x); }
 
 static void begin() {
     job();
@@ -158,7 +248,8 @@ template <class... P> void (*Call<P...>::kernel)(P...);
 template <class... P> std::tuple<P...> Call<P...>::arguments{};
 
 template <class... P, size_t... I>
-void launch(void (*kernel)(P...), long blocks, int threads, void **from, std::index_sequence<I...>) {
+void launch(void (*kernel)(P...), long blocks, int threads, long shared, void **from, std::index_sequence<I...>) {
+    dynamic_size = shared;
     Call<P...>::kernel = kernel;
     Call<P...>::arguments = std::tuple<P...>(*static_cast<P *>(from[I])...);
     job = Call<P...>::run;
@@ -167,9 +258,12 @@ void launch(void (*kernel)(P...), long blocks, int threads, void **from, std::in
     for (long block = 0; block < blocks; block++) {
         blockIdx = {unsigned(block), 0, 0};
         alive = threads;
+        std::memset(dynamic_room, 0xff, shared + 1024);
         for (int i = 0; i < threads; i++) {
             alive_of_warp[i / 32] = 32; // all of ours are whole
             started[i] = finished[i] = stuck[i] = false;
+            asked[i].clear();
+            groups[i].clear();
             getcontext(&contexts[i]);
             contexts[i].uc_stack.ss_sp = stacks[i];
             contexts[i].uc_stack.ss_size = STACK;
@@ -191,10 +285,18 @@ void launch(void (*kernel)(P...), long blocks, int threads, void **from, std::in
                 }
             }
         }
+        for (int i = 0; i < 1024; i++) {
+            if (dynamic_room[shared + i] != 0xff) {
+                std::fprintf(stderr, "written behind the dynamic shared memory\n");
+                std::abort();
+            }
+        }
     }
 }
+template <class... P> void sizes_of(void (*)(P...), long *out) { ((*out++ = sizeof(P)), ...); }
 template <class... P> constexpr size_t count_of(void (*)(P...)) { return sizeof...(P); }
 #define LAUNCH(name) \
-    extern "C" void emulate_##name(long blocks, int threads, void **from) { \
-        launch(name, blocks, threads, from, std::make_index_sequence<count_of(name)>()); \
-    }
+    extern "C" void emulate_##name(long blocks, int threads, long shared, void **from) { \
+        launch(name, blocks, threads, shared, from, std::make_index_sequence<count_of(name)>()); \
+    } \
+    extern "C" void sizes_of_##name(long *out) { sizes_of(name, out); }

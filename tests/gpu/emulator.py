@@ -20,8 +20,10 @@ HEADER = Path(__file__).with_name("emulated.h")
 COMPILER = shutil.which("g++")
 KINDS = {
     "float": np.float32, "double": np.float64, "i64": np.int64, "u32": np.uint32,
-    "float16": np.float16, "bfloat16": ml_dtypes.bfloat16,
+    "float16": np.float16, "bfloat16": ml_dtypes.bfloat16, "bool": np.bool_, "u8": np.uint8,
 }  # fmt: skip
+MOST_SHARED = 232_448
+"""Bytes of dynamic shared memory that a block of an H200 can have."""
 GUARD = 64
 """Values before and after each new array, which nobody may write to."""
 
@@ -45,7 +47,9 @@ class Emulator:
         given.write_text(text, encoding="utf-8")
         plain = self._run("-E", "-P", given)
         signatures = dict(re.findall(r'extern "C"\s+void\s+(\w+)\(\s*([^)]*)\)', plain))
-        signatures = {n: p for n, p in signatures.items() if not n.startswith("emulate_")}
+        signatures = {
+            n: p for n, p in signatures.items() if not n.startswith(("emulate_", "sizes_of_"))
+        }
         launches = "".join(f"LAUNCH({name})\n" for name in signatures)
         given.write_text(text + launches, encoding="utf-8")
         self._run("-O1", "-shared", "-fPIC", "-o", made, given)
@@ -59,7 +63,7 @@ class Emulator:
         assert result.returncode == 0, result.stderr[:5000]
         return result.stdout
 
-    def launch(self, file, kernel, blocks, threads, *arguments):
+    def launch(self, file, kernel, blocks, threads, *arguments, shared=0):
         if not blocks:
             return
         library, signatures = self.library(file)
@@ -67,8 +71,14 @@ class Emulator:
         values = [cuda.passed(a) for a in arguments]
         assert len(values) == len(types), f"{kernel}: {len(values)} arguments for {types}"
         held = [_held(kernel, *pair) for pair in zip(types, values, strict=True)]
+        sizes = (ctypes.c_long * len(held))()
+        getattr(library, f"sizes_of_{kernel}")(sizes)
+        for kind, h, size in zip(types, held, sizes, strict=True):
+            assert h.nbytes == size, f"{kernel}: {h.nbytes} bytes for a {kind} of {size}"
         places = (ctypes.c_void_p * len(held))(*(h.ctypes.data for h in held))
-        getattr(library, f"emulate_{kernel}")(ctypes.c_long(blocks), threads, places)
+        assert shared <= MOST_SHARED
+        emulate = getattr(library, f"emulate_{kernel}")
+        emulate(ctypes.c_long(blocks), threads, ctypes.c_long(shared), places)
 
     def empty(self, like, shape, dtype=None, *, zeros=False):
         """As cuda.empty, but what nobody wrote is NaN, and so is what lies around it."""
@@ -97,6 +107,9 @@ def _held(kernel, kind, value):
         if not kernel.startswith("copy_rows"):
             assert value.dtype == KINDS[declared], f"{kernel}: {value.dtype} for {kind}"
         return np.array([value.ctypes.data], np.uintp)
+    if isinstance(value, np.ndarray) and value.dtype.kind == "V" and value.shape == (1,):
+        assert "*" not in kind, f"{kernel}: a struct for {kind}"
+        return value  # by value, as CuPy passes arrays of NumPy that have one value
     wanted = np.uintp if "*" in kind else KINDS[declared]
     assert type(value) is wanted, f"{kernel}: {type(value)} for {kind}"
     return np.array([value])

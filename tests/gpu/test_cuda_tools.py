@@ -49,7 +49,7 @@ def cupy(monkeypatch):
             module.loaded.append(code)
 
         def get_function(self, name):
-            return lambda *given: module.launched.append((name, *given))
+            return lambda *given, shared_mem: module.launched.append((name, *given))
 
     device = types.SimpleNamespace(id=0)
     runtime = types.SimpleNamespace(

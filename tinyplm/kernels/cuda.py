@@ -28,13 +28,15 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..backend import library, namespace
+from ..backend import is_array, library, namespace
 from ..errors import DeviceError, DeviceMemoryError, MissingExtraError, TinyplmWarning
 from ..types import Array
 from .precision import cache_file
 
 FOLDER = Path(__file__).parent
-FILES = tuple(sorted(path.stem for path in FOLDER.glob("*.cu") if path.stem != "prelude"))
+PARTS = ("prelude", "tensor_cores")
+"""Files without kernels of their own: the first is put before every file, others where its first line names them."""
+FILES = tuple(sorted(path.stem for path in FOLDER.glob("*.cu") if path.stem not in PARTS))
 """Every file of kernels."""
 
 TYPES = ("float32", "float16", "bfloat16")
@@ -48,6 +50,9 @@ HELD = 32
 
 OLDEST = 80
 """The oldest compute capability, 8.0, without its point: the first with bfloat16."""
+
+DYNAMIC_SHARED = 48 * 1024
+"""Bytes of dynamic shared memory that a kernel may have without being asked for."""
 
 STANDARD = "--std=c++17"
 
@@ -79,9 +84,12 @@ class Compiler:
 
 
 def source(file: str) -> str:
-    """The text of a file with what all begin with before it."""
-    texts = ((FOLDER / f"{name}.cu").read_text(encoding="utf-8") for name in ("prelude", file))
-    return "\n".join(texts)
+    """The text of a file, behind the parts it builds on: its first line may name some, as `// after: tensor_cores`."""
+    text = (FOLDER / f"{file}.cu").read_text(encoding="utf-8")
+    first = text.partition("\n")[0]
+    named = first.removeprefix("// after: ").split() if first.startswith("// after: ") else []
+    parts = [(FOLDER / f"{part}.cu").read_text(encoding="utf-8") for part in ("prelude", *named)]
+    return "\n".join((*parts, text))
 
 
 def architecture() -> str:
@@ -310,18 +318,45 @@ def _function(file: str, kernel: str, device: int) -> Any:
     return _module(file, device).get_function(kernel)
 
 
-def launch(file: str, kernel: str, blocks: int, threads: int, *arguments: Any) -> None:
+@functools.cache
+def _allow(file: str, kernel: str, device: int, shared: int) -> None:
+    """Let a kernel have more dynamic shared memory than the 48 KB that all may have."""
+    from cupy_backends.cuda.api import driver
+
+    most = 8  # CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
+    driver.funcSetAttribute(_function(file, kernel, device).ptr, most, shared)
+
+
+def launch(
+    file: str, kernel: str, blocks: int, threads: int, *arguments: Any, shared: int = 0
+) -> None:
     """Start a kernel on the current stream; nothing happens without blocks.
 
     Whole numbers are passed with 64 bits and fractions with 32, None as a null pointer, arrays by their address, which
-    is that of their first value; other numbers of NumPy as they are.
+    is that of their first value; other numbers of NumPy as they are, and a structure as a NumPy array of one.
+
+    Args:
+        file: where the kernel stands.
+        kernel: its name.
+        blocks: how many.
+        threads: of each block.
+        arguments: as the kernel declares them.
+        shared: bytes of dynamic shared memory of each block.
     """
     if not blocks:
         return
     from cupy.cuda import runtime
 
-    function = _function(file, kernel, runtime.getDevice())
-    function((blocks,), (threads,), tuple(map(passed, arguments)))
+    device = runtime.getDevice()
+    function = _function(file, kernel, device)
+    if shared > DYNAMIC_SHARED:
+        _allow(file, kernel, device, shared)
+    function((blocks,), (threads,), tuple(map(passed, arguments)), shared_mem=shared)
+
+
+def seed_arguments(seed: Any) -> tuple[np.int64, Array | None]:
+    """A seed as kernels take it: a number, or where one lies on the device, so that a graph can be given others."""
+    return (np.int64(0), seed) if is_array(seed) else (np.int64(seed), None)
 
 
 def passed(value: Any) -> Any:

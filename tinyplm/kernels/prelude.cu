@@ -4,6 +4,7 @@
 // threads. All sums have one order, which depends on sizes alone: the same bits come out every time. Sizes that Python
 // passes are 64 bits wide, as it passes all whole numbers so.
 
+typedef unsigned char u8;
 typedef unsigned short u16;
 typedef unsigned int u32;
 typedef unsigned long long u64;

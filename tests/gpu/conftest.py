@@ -1,7 +1,16 @@
 """What the tests of device code share."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import emulator as emulation
+import machine_code as codes
 import pytest
+
+from tinyplm.errors import MissingExtraError
+from tinyplm.kernels import cuda
+
+SECONDS = pytest.StashKey[dict]()
+"""What compiling took, by file and architecture."""
 
 
 @pytest.fixture(scope="session")
@@ -10,3 +19,45 @@ def built(tmp_path_factory):
     if emulation.COMPILER is None:
         pytest.skip("needs g++")
     return emulation.Emulator(tmp_path_factory.mktemp("emulated"))
+
+
+@pytest.fixture(scope="session")
+def compiler():
+    """The compiler for device code."""
+    try:
+        return cuda.compiler()
+    except MissingExtraError as error:
+        pytest.skip(str(error))
+
+
+@pytest.fixture(scope="session")
+def machine_code(request, compiler, tmp_path_factory):
+    """What became of a file for an architecture; two are compiled at a time, and kept in pytest's cache."""
+    cache = request.config.cache
+    folder = cache.mkdir("device_code") if cache else tmp_path_factory.mktemp("device_code")
+    seconds = request.config.stash.setdefault(SECONDS, {})
+    pool, jobs = ThreadPoolExecutor(2), {}
+
+    def submit(file, arch):
+        if (file, arch) not in jobs:
+            jobs[file, arch] = pool.submit(codes.compile_file, file, arch, folder, compiler)
+
+    def find(file, arch):
+        submit(file, arch)
+        found = jobs[file, arch].result()
+        seconds[file, arch] = found.seconds
+        return found
+
+    for item in request.session.items:  # so that the next is under way while one is looked at
+        asked = item.callspec.params if hasattr(item, "callspec") else {}
+        if "machine_code" in item.fixturenames and {"file", "arch"} <= set(asked):
+            submit(asked["file"], asked["arch"])
+    yield find
+    pool.shutdown(cancel_futures=True)
+
+
+def pytest_terminal_summary(terminalreporter, config):
+    """How long each file took to compile."""
+    for (file, arch), seconds in sorted(config.stash.get(SECONDS, {}).items()):
+        took = f"{seconds:.1f} s" if seconds else "kept from an earlier run"
+        terminalreporter.write_line(f"compiled {file}.cu for {arch}: {took}")

@@ -1,0 +1,168 @@
+"""What each kernel may take, and the instructions that are to be in it. Every kernel of every file needs a row.
+
+A file's rows are patterns of names; the first that fits a whole name is the kernel's. Beside what a row says, no kernel
+may keep anything in a thread's own memory, compute in float64, add floats atomically or use tensor cores, unless
+its row names such an instruction or excuses it.
+"""
+
+import re
+from typing import NamedTuple
+
+from machine_code import Kernel
+
+from tinyplm.kernels import cuda
+
+PORTABLE = ("sm_90a", "sm_80")
+"""What files are compiled for."""
+
+ARCHITECTURES: dict[str, tuple[str, ...]] = {}
+"""Of files that are not for both."""
+
+SHARED = {"sm_90a": 227 * 1024, "sm_80": 163 * 1024}
+"""Bytes of shared memory that a block can have."""
+
+PER_PROCESSOR = {"sm_90a": 228 * 1024, "sm_80": 164 * 1024}
+"""Bytes of shared memory of a multiprocessor, of which each block takes 1,024 for the system."""
+
+REGISTERS = 65_536
+"""Of a multiprocessor. They are given to warps, 256 at a time."""
+
+
+class Budget(NamedTuple):
+    """What a kernel may take.
+
+    Attributes:
+        registers: of a thread, at most.
+        threads: of a block, as it is launched.
+        blocks: that are to fit on a multiprocessor together.
+        shared: bytes of static shared memory, at most.
+        dynamic: bytes of dynamic shared memory of the largest launch, from the expression that the launcher uses.
+        wanted: instructions of which each is there, as in "LDG.128 HMMA.BF16": a name, and what it has behind dots.
+        unwanted: instructions that are not there.
+        excused: of the rules for all kernels (names in `RULES`), those that do not hold here.
+        unbranched: the most instructions LDG.128 in one stretch without a label or a jump, at least so many.
+    """
+
+    registers: int
+    threads: int = cuda.THREADS
+    blocks: int = 1
+    shared: int = 0
+    dynamic: int = 0
+    wanted: str = ""
+    unwanted: str = ""
+    excused: str = ""
+    unbranched: int = 0
+
+
+RULES = {
+    "local": r"(LDL|STL)(\..*)?",
+    "float64": r"D(ADD|MUL|FMA|MNMX|SETP|MMA)(\..*)?|\w+\.(.*\.)?F64(\..*)?|MUFU\..*64H",
+    "atomic": r"(RED|ATOM)\w*\.(.*\.)?(F16|F32|F64|BF16)(\..*|x2.*)?",
+    "tensor": r"\w*MMA(\..*)?",
+}
+"""Instructions that no kernel has without saying so in its row."""
+
+VECTORS = "LDG.128 STG.128"
+SINGLE = "LDG.U16 STG.U16 LDG.U8"
+"""Unwanted where all of a row is read by vectors."""
+
+
+def _rows_of(forward: Budget, pullback: Budget, name: str) -> dict[str, Budget]:
+    """Kernels of a row in each of the shapes of prelude.cu; those that hold a row ask for all of it at once."""
+    found = {}
+    for way, budget in (("forward", forward), ("pullback", pullback)):
+        start = rf"{name}_{way}"
+        held = budget._replace(wanted=VECTORS)
+        found |= {
+            rf"{start}_float32_(warp|block)": held._replace(unbranched=8),
+            rf"{start}_\w+_(warp|block)": held._replace(unbranched=4, unwanted=SINGLE),
+            rf"{start}_\w+_wide": Budget(64, shared=64, wanted=VECTORS, unwanted=SINGLE),
+            rf"{start}_\w+_(narrow|any)": Budget(64, shared=64, unwanted=VECTORS),
+        }
+    return found
+
+
+BUDGETS: dict[str, dict[str, Budget]] = {
+    "adam": {
+        r"adamw_update_\w+": Budget(64, blocks=4, wanted=VECTORS),
+        r"squares_\w+": Budget(64, blocks=4, shared=64, wanted="LDG.128", excused="float64"),
+        r"add_up": Budget(64, shared=64, excused="float64"),
+    },
+    "cross_entropy": {
+        r"cross_entropy_forward_\w+": Budget(64, 512, 2, shared=128, wanted="LDG.128"),
+        r"cross_entropy_in_place_\w+": Budget(64, 512, 2, shared=128, wanted=VECTORS),
+        r"cross_entropy_pullback_\w+": Budget(64, 512, 2, wanted=VECTORS),
+    },
+    "dropout": {r"dropout_\w+": Budget(40, blocks=6, wanted=VECTORS)},
+    "gelu": {r"gelu_\w+": Budget(64, blocks=4, wanted=VECTORS)},
+    "layer_norm": {
+        r"norm_finish_\w+": Budget(64, 1024, shared=32 * 33 * 4, unwanted=VECTORS),
+        # A row held is 32 values of x and 32 of g or of what is added, gain and bias, and two sums of each column.
+        **_rows_of(Budget(128, blocks=2, shared=32), Budget(240, shared=32), "norm"),
+    },
+    "softmax": _rows_of(
+        Budget(96, blocks=2, shared=64), Budget(96, blocks=2, shared=64), "softmax"
+    ),
+    "take_rows": {
+        r"copy_rows_16": Budget(40, wanted=VECTORS),
+        r"copy_rows_[24]": Budget(40, unwanted=VECTORS),
+        r"add_rows_float32_groups": Budget(64, wanted=VECTORS),
+        r"add_rows_\w+_groups": Budget(64, wanted=VECTORS, unwanted=SINGLE),
+        r"add_rows_\w+_single|join_rows_\w+": Budget(64, unwanted=VECTORS),
+        r"sort_count": Budget(64, 32, shared=1024),
+        r"sort_move": Budget(64, 32, shared=257 * 4),
+        r"sort_scan": Budget(64, 1024, shared=4096),
+    },
+}
+
+
+def budget(file: str, kernel: str) -> Budget:
+    """The row of a kernel."""
+    rows = BUDGETS.get(file, {})
+    found = next((row for pattern, row in rows.items() if re.fullmatch(pattern, kernel)), None)
+    assert found, f"{file}.cu has a kernel {kernel}, which has no row in tests/gpu/budgets.py"
+    return found
+
+
+def faults(kernel: Kernel, file: str, arch: str) -> list[str]:
+    """What a kernel takes beyond its row, in words."""
+    row, found = budget(file, kernel.name), []
+    if kernel.registers > row.registers:
+        found.append(f"{kernel.registers} registers, {row.registers} allowed")
+    if kernel.stack or kernel.spills:
+        found.append(f"{kernel.stack} bytes of stack, {kernel.spills} spilled")
+    if kernel.most_threads is None:
+        found.append("has no __launch_bounds__")
+    elif kernel.most_threads < row.threads:
+        found.append(f"compiled for {kernel.most_threads} threads, launched with {row.threads}")
+    if kernel.shared > row.shared:
+        found.append(f"{kernel.shared} bytes of static shared memory, {row.shared} allowed")
+    shared = kernel.shared + row.dynamic
+    if shared > SHARED[arch]:
+        found.append(f"{shared} bytes of shared memory, a block can have {SHARED[arch]}")
+    warps = -(-row.threads // 32)
+    fit = min(
+        REGISTERS // (warps * -(-32 * kernel.registers // 256) * 256),
+        PER_PROCESSOR[arch] // (shared + 1024),
+    )
+    if fit < row.blocks:
+        found.append(f"{fit} blocks fit on a multiprocessor, {row.blocks} are to")
+    return found
+
+
+def faults_of_instructions(kernel: Kernel, file: str) -> list[str]:
+    """Instructions that are missing or that should not be there, in words."""
+    row, found = budget(file, kernel.name), []
+    wanted = row.wanted.split()
+    found += [f"no {name}" for name in wanted if not kernel.has(name)]
+    found += [f"has {name}" for name in row.unwanted.split() if kernel.has(name)]
+    meant = {name.split(".")[0] for name in wanted}
+    for rule, pattern in RULES.items():
+        if rule not in row.excused.split():
+            has = {i for i in kernel.instructions() if re.fullmatch(pattern, i)}
+            found += [f"has {i} ({rule})" for i in sorted(has) if i.split(".")[0] not in meant]
+    stretches = re.split(r"^\.L_\w+:|\bBRA\b", kernel.text, flags=re.M)
+    most = max(len(re.findall(r"\bLDG\.E\.\S*128\b", part)) for part in stretches)
+    if most < row.unbranched:
+        found.append(f"{most} loads of 16 bytes without a branch between, {row.unbranched} are to")
+    return found

@@ -19,7 +19,7 @@ from ..errors import DtypeError, GraphError, ShapeError
 from ..types import Array
 from . import guard, modes
 from .arguments import Arguments, array_of
-from .messages import check_finite, describe, explained, is_float, is_numeric
+from .messages import check_finite, describe, explained, is_float, is_half, is_numeric
 from .modes import mode
 
 if TYPE_CHECKING:
@@ -373,17 +373,28 @@ def _run(node: Node, leaves: dict[Tensor, Any], owned: set[Tensor]) -> None:
         if parent.__class__ is Node:
             if parent.grad is None:
                 parent.grad = new
-            elif parent.owned:
-                parent.grad += new
             else:
-                parent.grad, parent.owned = parent.grad + new, True
+                parent.grad, parent.owned = _sum(parent.grad, new, parent.owned), True
         elif parent not in leaves:
             leaves[parent] = new
-        elif parent in owned:
-            leaves[parent] += new
         else:
-            leaves[parent] = leaves[parent] + new
+            leaves[parent] = _sum(_wide(leaves[parent]), _wide(new), parent in owned)
             owned.add(parent)
+
+
+def _sum(total: Array, new: Array, owned: bool) -> Array:
+    """Two gradients together: in place if the first is owned, and in the higher of two precisions."""
+    if total.dtype is not new.dtype:
+        total, new = _wide(total), _wide(new)
+    elif owned:
+        total += new
+        return total
+    return total + new
+
+
+def _wide(g: Array) -> Array:
+    """A gradient in half precision as float32."""
+    return g.astype(np.float32) if is_half(g.dtype) else g
 
 
 def _reachable(root: Node) -> list[Node]:
@@ -404,15 +415,19 @@ def _reachable(root: Node) -> list[Node]:
 
 
 def _store(leaves: dict[Tensor, Array]) -> None:
-    """Give each leaf a gradient that is its own: of its dtype, writable, and shared with no other."""
+    """Give each leaf a gradient that is its own: of its dtype, writable, and shared with no other.
+
+    That of a leaf in half precision is float32 where it is a sum, or where the op that made it gave that.
+    """
     owners: set[int] = set()
     for leaf, new in leaves.items():
-        if leaf.grad is not None:
-            leaf.grad += new
-            continue
+        dtype = leaf._array.dtype
         new = new if is_array(new) else np.asarray(new)
-        if new.dtype != leaf._array.dtype:  # a result in two precisions has the higher
-            new = new.astype(leaf._array.dtype)
+        if new.dtype != dtype and not (is_half(dtype) and new.dtype == np.float32):
+            new = new.astype(dtype)  # a result in two precisions has the higher
+        if leaf.grad is not None:
+            leaf.grad = _sum(leaf.grad, _wide(new), owned=True)
+            continue
         if new.base is not None or id(new) in owners:
             new = new.copy()
         owners.add(id(new))

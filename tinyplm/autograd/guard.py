@@ -4,6 +4,8 @@ A pullback is only right for the values that its forward pass saw. Memory that n
 cannot have changed, so it costs nothing. Memory that was handed out for writing (`tensor.data`) is *exposed*, and so
 is an array passed to an op as it stands: a checksum is taken when an op keeps it and compared before the pullback
 runs. Updates that announce themselves (`tensor.write()`) leave a time stamp instead, on the clock that numbers nodes.
+
+On a card only announced writes are noticed: a checksum would have to wait for it.
 """
 
 import weakref
@@ -34,15 +36,13 @@ def owner_of(array: Array) -> Array:
 
 def checksum(array: Array) -> int:
     """A 32-bit fingerprint of the bytes."""
-    if namespace(array) is not np:
-        array = array.get()  # type: ignore[attr-defined]
     return zlib.crc32(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
 
 
 def expose(array: Array) -> None:
     """Note that array can be written from outside from now on."""
     owner = owner_of(array)
-    if id(owner) not in exposed:
+    if id(owner) not in exposed and namespace(owner) is np:
         _note(exposed, owner, checksum(owner))
 
 
@@ -77,7 +77,9 @@ def fingerprints(pullback: Any, outside: set[int]) -> dict[int, int]:
         return {}
     owners = {id(owner): owner for owner in map(owner_of, kept(pullback))}
     return {
-        key: checksum(owner) for key, owner in owners.items() if key in outside or key in exposed
+        key: checksum(owner)
+        for key, owner in owners.items()
+        if (key in outside or key in exposed) and namespace(owner) is np
     }
 
 

@@ -4,20 +4,20 @@ from typing import Any
 
 import numpy as np
 
-from ..backend import namespace
+from ..backend import namespace, to_numpy
 from ..errors import DtypeError, NonFiniteError, ShapeError, TinyplmError
 from ..types import Array
 
 
 def check_finite(where: str, result: Any) -> None:
-    """Raise if a result or a gradient has a NaN or an infinity, and say where."""
+    """Raise if a result or a gradient has a NaN or an infinity, and say where; waits for a card."""
     for part in result if isinstance(result, tuple) else (result,):
         if part is None or callable(part) or not is_float(part):
             continue
         finite = namespace(part).isfinite(part)
         if not finite.all():
-            at = np.argwhere(~np.asarray(finite))[0].tolist()
-            value = np.asarray(part)[tuple(at)]
+            at = np.argwhere(~to_numpy(finite))[0].tolist()
+            value = to_numpy(part)[tuple(at)]
             raise NonFiniteError(
                 f"{where} made the first {value} at {at} of {describe(part)}. Its inputs were finite, or came from "
                 "outside: look at their range."
@@ -48,6 +48,11 @@ def describe(x: Any) -> str:
 def is_float(x: Any) -> bool:
     """Whether an array has one of the float dtypes that the engine differentiates."""
     return x.dtype.name in ("float32", "float64", "float16", "bfloat16")
+
+
+def is_half(dtype: Any) -> bool:
+    """Whether a dtype has two bytes: float16, or bfloat16, whose kind is V."""
+    return bool(dtype.itemsize == 2 and dtype.kind in "fV")
 
 
 def is_numeric(array: Array) -> bool:

@@ -1,4 +1,10 @@
-"""What every op that broadcasts or rounds needs: gradients in the shape and dtype of their input."""
+"""What every op that broadcasts or rounds needs: gradients in the shape and dtype of their input.
+
+Half precision is stored, never computed with. On the CPU an op widens its inputs to float32 and rounds its results
+once (`at_least_float32`). On a card kernels do that themselves, value by value, so that no wide copy exists: ops that
+leave all arithmetic to kernels pass halves on as they are there (`kernels_round`). What is float32 there though inputs
+are halves are sums over many rows: losses and statistics, and gradients of weights, which a leaf keeps so.
+"""
 
 import functools
 from collections.abc import Callable
@@ -6,8 +12,11 @@ from typing import Any
 
 import numpy as np
 
+from ...backend import namespace
 from ...errors import DtypeError
+from ...kernels import cuda
 from ...types import Pullback
+from ..messages import is_half as is_half  # for other ops too
 
 Like = tuple[tuple[int, ...], np.dtype[Any]] | None
 """Shape and dtype of an input that can have a gradient; None for numbers and integers."""
@@ -29,7 +38,10 @@ def alike(a: Any, b: Any) -> bool:
 
 
 def unbroadcast(g: Any, to: Like) -> Any:
-    """The gradient of an input that was broadcast: summed over the axes that were stretched."""
+    """The gradient of an input that was broadcast: summed over the axes that were stretched.
+
+    On a card the float32 gradient of a half stays float32.
+    """
     if to is None:
         return None
     shape, dtype = to
@@ -38,12 +50,9 @@ def unbroadcast(g: Any, to: Like) -> Any:
         axes = (*range(extra), *(i + extra for i, n in enumerate(shape) if n != g.shape[i + extra]))
         wide = np.float32 if is_half(g.dtype) else None
         g = g.sum(axis=axes, dtype=wide).reshape(shape)
-    return g if g.dtype == dtype else g.astype(dtype)
-
-
-def is_half(dtype: Any) -> bool:
-    """Whether a dtype has two bytes: float16, or bfloat16, whose kind is V."""
-    return bool(dtype.itemsize == 2 and dtype.kind in "fV")
+    if g.dtype == dtype or (g.dtype == np.float32 and is_half(dtype) and namespace(g) is not np):
+        return g
+    return g.astype(dtype)
 
 
 def same_precision(result: Any, *inputs: Any) -> Any:
@@ -63,15 +72,50 @@ def same_precision(result: Any, *inputs: Any) -> Any:
 
 def at_least_float32(function: Callable[..., Any]) -> Callable[..., Any]:
     """Compute an op on half precision in float32 and round once, forward and backward."""
+    return _with_halves(function, _rounded)
 
+
+def kernels_round(function: Callable[..., Any]) -> Callable[..., Any]:
+    """As `at_least_float32`; but arrays of a card, all of one half precision, are left to the kernels.
+
+    For ops whose arithmetic on a card is all in kernels that take halves, in whatever layout. Gradients come to the
+    pullback in the precision of the result that they are of.
+    """
+    return _with_halves(function, _by_kernels)
+
+
+def _with_halves(
+    function: Callable[..., Any], compute: Callable[..., tuple[Any, Pullback]]
+) -> Callable[..., Any]:
     @functools.wraps(function)
     def wide(*arrays: Any, **attributes: Any) -> Any:
         for a in arrays:
             if hasattr(a, "dtype") and a.dtype.itemsize == 2 and a.dtype.kind in "fV":
-                return _rounded(function, arrays, attributes)
+                return compute(function, arrays, attributes)
         return function(*arrays, **attributes)
 
     return wide
+
+
+def _by_kernels(
+    function: Callable[..., Any], arrays: tuple[Any, ...], attributes: dict[str, Any]
+) -> tuple[Any, Pullback]:
+    """On a card whose kernels can be used, without widening anything."""
+    floats = [a for a in arrays if like(a)]
+    alone = len({a.dtype for a in floats}) == 1 and not any(type(a) in (int, float) for a in arrays)
+    if not alone or namespace(floats[0]) is np or not cuda.usable():
+        return _rounded(function, arrays, attributes)
+    result, pullback = function(*arrays, **attributes)
+    many = isinstance(result, tuple)
+    dtypes = [r.dtype for r in result] if many else result.dtype
+
+    def rounded(g: Any, dtype: Any) -> Any:
+        return g if g is None or g.dtype == dtype else g.astype(dtype)
+
+    def narrowed(g: Any) -> Any:
+        return pullback(tuple(map(rounded, g, dtypes)) if many else rounded(g, dtypes))
+
+    return result, narrowed
 
 
 def _rounded(

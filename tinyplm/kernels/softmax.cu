@@ -8,7 +8,7 @@ __device__ inline void forward(const T *x, T *y, i64 rows, i64 width, float fact
         return;
     }
     const i64 limit = first + r % period;
-    const int last = int(limit < width ? limit : width); // below 0: nothing is seen
+    const int last = int(limit < width ? limit : width - 1); // below 0: nothing is seen
     const T *in = x + r * width;
     T *out = y + r * width;
     const int groups = int(width / N), room = HELD > 0 ? HELD : 1;
@@ -22,7 +22,8 @@ __device__ inline void forward(const T *x, T *y, i64 rows, i64 width, float fact
         }
     };
     float top = -infinity();
-    each_group<LANES, HELD>(groups, [&](int k, int v) {
+    // Of a row that is held every group, as those beyond the row are beyond last too: a branch would part the loads.
+    each_group<LANES, HELD>(HELD > 0 ? HELD * LANES : groups, [&](int k, int v) {
         score(k, v);
         for (int i = 0; i < N; i++) {
             top = fmaxf(top, held[k][i]);

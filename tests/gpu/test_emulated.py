@@ -130,6 +130,13 @@ def test_what_is_not_finite_is_as_in_the_definition(device, name, copies):
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("width", [4, 33, 768, 1028])
+def test_what_lies_beyond_a_row_is_no_maximum(device, width):
+    x = np.linspace(-400, -300, 3 * width, dtype=np.float32).reshape(3, width)
+    (found,) = run("softmax_forward", (x, 1))
+    assert_right("softmax_forward", (x, 1), (found,), np.float32)
+
+
 @pytest.mark.parametrize("name", ["gelu_pullback", "gelu_tanh_pullback"])
 def test_slopes_of_what_is_not_finite_are_as_in_the_definition(device, name):
     g = np.full_like(HARD, 2)

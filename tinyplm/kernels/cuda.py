@@ -36,8 +36,12 @@ from .precision import cache_file
 FOLDER = Path(__file__).parent
 PARTS = ("prelude", "tensor_cores")
 """Files without kernels of their own: the first is put before every file, others where its first line names them."""
-FILES = tuple(sorted(path.stem for path in FOLDER.glob("*.cu") if path.stem not in PARTS))
-"""Every file of kernels."""
+TEMPLATES = ("matmul",)
+"""Files whose kernels are made one by one, as `source` is told."""
+FILES = tuple(
+    sorted(p.stem for p in FOLDER.glob("*.cu") if p.stem not in PARTS and p.stem not in TEMPLATES)
+)
+"""Every other file of kernels."""
 
 TYPES = ("float32", "float16", "bfloat16")
 """What values may be stored as."""
@@ -84,8 +88,15 @@ class Compiler:
 
 
 def source(file: str) -> str:
-    """The text of a file, behind the parts it builds on: its first line may name some, as `// after: tensor_cores`."""
+    """The text of a file, behind the parts it builds on: its first line may name some, as `// after: tensor_cores`.
+
+    What follows the name of a file of templates is what a kernel is made for: "matmul float16 64" ends with
+    MAKE(float16, 64). So no more is compiled than is launched.
+    """
+    file, *made_for = file.split(" ")
     text = (FOLDER / f"{file}.cu").read_text(encoding="utf-8")
+    if made_for:
+        text += f"MAKE({', '.join(made_for)})\n"
     first = text.partition("\n")[0]
     named = first.removeprefix("// after: ").split() if first.startswith("// after: ") else []
     parts = [(FOLDER / f"{part}.cu").read_text(encoding="utf-8") for part in ("prelude", *named)]
@@ -252,7 +263,9 @@ def cubin(file: str, arch: str) -> bytes:
     """Machine code of a file, from the disk if it was compiled before."""
     text, by = source(file), compiler()
     what = "\n".join((text, *_options(arch), by.name))
-    kept = _kept(f"{file}-{arch}-{hashlib.sha256(what.encode()).hexdigest()[:32]}.cubin")
+    kept = _kept(
+        f"{file.replace(' ', '-')}-{arch}-{hashlib.sha256(what.encode()).hexdigest()[:32]}.cubin"
+    )
     if (found := _read(kept)) is not None:
         return found
     made = by.compile(text, arch).cubin
@@ -368,10 +381,23 @@ def passed(value: Any) -> Any:
     return np.float32(value) if isinstance(value, float) else value
 
 
+def known(*arrays: Array) -> bool:
+    """Whether all are of one type that the kernels know."""
+    kind = arrays[0].dtype
+    return kind.name in TYPES and all(a.dtype == kind for a in arrays)
+
+
 def takes(*arrays: Array) -> bool:
     """Whether all are of one type that the kernels know, in row-major order without gaps."""
-    kind = arrays[0].dtype
-    return kind.name in TYPES and all(a.dtype == kind and a.flags.c_contiguous for a in arrays)
+    return known(*arrays) and all(a.flags.c_contiguous for a in arrays)
+
+
+def whole(*arrays: Any) -> Any:
+    """Each array in row-major order without gaps: itself if it is, else a copy; None stays None."""
+    return (
+        a if a is None or a.flags.c_contiguous else namespace(a).ascontiguousarray(a)
+        for a in arrays
+    )
 
 
 def empty(like: Array, shape: tuple[int, ...], dtype: Any = None, *, zeros: bool = False) -> Array:

@@ -5,6 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 import emulator as emulation
 import machine_code as codes
 import pytest
+import stand_in
 
 from tinyplm.errors import MissingExtraError
 from tinyplm.kernels import cuda
@@ -61,3 +62,19 @@ def pytest_terminal_summary(terminalreporter, config):
     for (file, arch), seconds in sorted(config.stash.get(SECONDS, {}).items()):
         took = f"{seconds:.1f} s" if seconds else "kept from an earlier run"
         terminalreporter.write_line(f"compiled {file}.cu for {arch}: {took}")
+
+
+@pytest.fixture
+def card(built, monkeypatch):
+    """A stand-in for CuPy, with tinyplm's kernels emulated: `card.cupy`, and what happened; see stand_in_device."""
+    yield stand_in.install(monkeypatch, built)
+    stand_in.forget()
+    stand_in.device.card.check()
+
+
+@pytest.fixture
+def plain_card(monkeypatch):
+    """The same without kernels of tinyplm: the definitions compute in the stand-in's plain array code."""
+    yield stand_in.install(monkeypatch)
+    stand_in.forget()
+    stand_in.device.card.check()

@@ -1,0 +1,463 @@
+"""The device of the stand-in for CuPy: memory and pools, pinned memory, streams, events, graphs, and what is counted.
+
+Work is done at once, in the order of the program, on host memory. What a real device does later, or on its own, is
+checked instead: memory that is freed turns into NaN, a copy to the host arrives when somebody waits for it, and memory
+that a copy still reads may not be written. While a stream captures, nothing is computed: what is recorded runs when its
+graph is launched, on the same memory.
+"""
+
+import contextlib
+import ctypes
+import os
+import sys
+import weakref
+
+import numpy as np
+
+GUARD = 512
+"""Bytes around every allocation that nobody may write to, and what its address is a multiple of."""
+
+
+class CUDARuntimeError(RuntimeError):
+    """As CuPy's."""
+
+
+class OutOfMemoryError(MemoryError):
+    """As CuPy's."""
+
+
+class Card:
+    """What happened, for tests to ask.
+
+    Attributes:
+        reads: every time the host waited for the device to read something, or waited for all of a stream.
+        waits: every time the host waited for an event.
+        uploads: every copy from host memory that is not pinned.
+        launched: names of kernels of tinyplm, in order.
+        faults: what is wrong and could not be raised where it was found.
+    """
+
+    def __init__(self):
+        self.reads, self.waits, self.uploads = [], [], []
+        self.launched, self.faults = [], []
+        self.emulator = None
+        self.pool = MemoryPool()
+        self.allocators = [self.pool.malloc]
+        Stream.null = Stream(null=True)
+        self.streams = [Stream.null]
+        self.pinned = {}
+        self.free = (75 * 10**9, 80 * 10**9)
+
+    @property
+    def stream(self):
+        return self.streams[-1]
+
+    def note(self, kind, what):
+        """Count it; a capture allows none of it."""
+        if self.stream.captured is not None:
+            raise CUDARuntimeError(
+                f"cudaErrorStreamCaptureUnsupported: {what} while a stream captures"
+            )
+        getattr(self, kind).append(f"{what} at {_place()}")
+
+    @contextlib.contextmanager
+    def without(self, *kinds):
+        """Nothing of these kinds may happen within; by default no read and no upload."""
+        kinds = kinds or ("reads", "uploads")
+        before = {kind: len(getattr(self, kind)) for kind in kinds}
+        yield
+        new = {kind: getattr(self, kind)[n:] for kind, n in before.items()}
+        assert not any(new.values()), new
+
+    def check(self):
+        """Nothing was written outside of an array."""
+        assert not self.faults, self.faults
+
+
+def _place():
+    frame, here = sys._getframe(1), os.path.dirname(__file__)
+    while frame.f_code.co_filename.startswith(os.path.join(here, "stand_in")):
+        frame = frame.f_back
+    return f"{frame.f_code.co_filename}:{frame.f_lineno}"
+
+
+class Memory:
+    """One allocation, filled with NaN, with a guard on both sides; it is filled with NaN again when it is freed."""
+
+    device_id = 0
+
+    def __init__(self, size, pool):
+        self.size, self.pool = size, pool
+        self.room = np.full(size + 3 * GUARD, 0xFF, np.uint8)
+        begin = GUARD + -self.room.ctypes.data % GUARD
+        self.raw = self.room[begin : begin + size]
+        self.ptr = self.room.ctypes.data + begin
+        pool.used += size
+
+    def __del__(self):
+        if sys.is_finalizing():
+            return
+        self.pool.used -= self.size
+        begin = self.ptr - self.room.ctypes.data
+        if (self.room[:begin] != 0xFF).any() or (self.room[begin + self.size :] != 0xFF).any():
+            card.faults.append(f"written around an allocation of {self.size} bytes")
+        self.raw[...] = 0xFF
+
+
+class MemoryPointer:
+    """A place in an allocation."""
+
+    device_id = 0
+
+    def __init__(self, mem, offset):
+        self.mem, self.offset = mem, offset
+        self.ptr = mem.ptr + offset
+
+    def __int__(self):
+        return self.ptr
+
+    def __add__(self, offset):
+        return MemoryPointer(self.mem, self.offset + offset)
+
+    def __sub__(self, offset):
+        return self + -offset
+
+    def bytes(self, size):
+        return self.mem.raw[self.offset : self.offset + size]
+
+    def copy_from_device_async(self, src, size, stream=None):
+        to, given = self.bytes(size), src.bytes(size)
+        (stream or card.stream).do(lambda: to.__setitem__(..., given), self.mem, src.mem)
+
+    def copy_from_host_async(self, mem, size, stream=None):
+        stream = stream or card.stream
+        if stream.captured is not None:
+            raise RuntimeError("the current stream is capturing, so H2D transfers are disallowed")
+        given = _host(mem, size)
+        self.bytes(size)[...] = given
+        if is_memory_pinned(mem):
+            stream.reading(given)
+        else:
+            card.note("uploads", "copy_from_host_async")
+
+    def copy_to_host_async(self, mem, size, stream=None):
+        stream = stream or card.stream
+        if stream.captured is not None:
+            raise RuntimeError("the current stream is capturing, so D2H transfers are disallowed")
+        stream.arriving(_host(mem, size), self.bytes(size).copy())
+
+    def copy_from_host(self, mem, size):
+        card.note("reads", "copy_from_host")
+        self.bytes(size)[...] = _host(mem, size)
+
+    def copy_to_host(self, mem, size):
+        card.note("reads", "copy_to_host")
+        _host(mem, size)[...] = self.bytes(size)
+
+    def memset_async(self, value, size, stream=None):
+        to = self.bytes(size)
+        (stream or card.stream).do(lambda: to.fill(value), self.mem)
+
+
+def _host(mem, size):
+    address = mem if isinstance(mem, int) else mem.value
+    return np.frombuffer((ctypes.c_ubyte * size).from_address(address), np.uint8)
+
+
+class MemoryPool:
+    """Counts what is in use; memory is not reused, so that what was freed is noticed."""
+
+    def __init__(self, allocator=None):
+        self.used = self.most = self.limit = 0
+
+    def malloc(self, size):
+        if self.limit and self.used + size > self.limit:
+            raise OutOfMemoryError(f"Out of memory allocating {size} bytes ({self.used} in use)")
+        memory = Memory(size, self)
+        self.most = max(self.most, self.used)
+        return MemoryPointer(memory, 0)
+
+    def used_bytes(self):
+        return self.used
+
+    def total_bytes(self):
+        return self.most
+
+    def free_bytes(self):
+        return self.most - self.used
+
+    def n_free_blocks(self):
+        return int(self.most > self.used)
+
+    def free_all_blocks(self, stream=None):
+        self.most = self.used
+
+    def set_limit(self, size=None, fraction=None):
+        self.limit = int(fraction * card.free[1]) if size is None else size
+
+    def get_limit(self):
+        return self.limit
+
+
+def alloc(size):
+    """Memory of the allocator in use, which must be a pool of its own while a stream captures."""
+    if card.stream.captured is not None and len(card.allocators) == 1:
+        raise CUDARuntimeError(
+            "memory of the default pool was taken while a stream captures: what is freed there is given to others, "
+            "who would share it with the graph. Capture with cupy.cuda.using_allocator(pool.malloc)."
+        )
+    return card.allocators[-1](size)
+
+
+@contextlib.contextmanager
+def using_allocator(allocator=None):
+    card.allocators.append(allocator)
+    try:
+        yield
+    finally:
+        card.allocators.pop()
+
+
+def set_allocator(allocator=None):
+    card.allocators[1:] = [allocator] if allocator else []
+
+
+class PinnedMemoryPointer(bytearray):
+    """Host memory that a device can copy from by itself; a buffer, as CuPy's is."""
+
+    @property
+    def ptr(self):
+        return ctypes.addressof(ctypes.c_ubyte.from_buffer(self))
+
+    def size(self):
+        return len(self)
+
+    def __del__(self):
+        card.pinned.pop(self.ptr, None)
+
+
+def alloc_pinned_memory(size):
+    memory = PinnedMemoryPointer(b"\xff" * max(size, 1))
+    card.pinned[memory.ptr] = len(memory)
+    return memory
+
+
+def is_memory_pinned(address):
+    return any(begin <= address < begin + size for begin, size in card.pinned.items())
+
+
+def empty_pinned(shape, dtype=float, order="C"):
+    shape = (shape,) if isinstance(shape, int) else tuple(shape)
+    size = int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize
+    return np.ndarray(shape, dtype, buffer=alloc_pinned_memory(size), order=order)
+
+
+def zeros_pinned(shape, dtype=float, order="C"):
+    made = empty_pinned(shape, dtype, order)
+    made[...] = 0
+    return made
+
+
+class Stream:
+    """An order of work. What it has in flight is settled when somebody waits for it."""
+
+    numbers = iter(range(1000, 1 << 30))
+
+    def __init__(self, null=False, non_blocking=False, ptds=False, priority=None):
+        self.ptr = 0 if null else next(self.numbers)
+        self.is_non_blocking, self.priority, self.device_id = non_blocking, priority, 0
+        self.captured = None
+        self.flight = []
+
+    def __enter__(self):
+        card.streams.append(self)
+        return self
+
+    def __exit__(self, *_):
+        card.streams.pop()
+
+    def use(self):
+        card.streams[-1] = self
+        return self
+
+    def do(self, work, *memory):
+        """Do it now, or keep it for the graph."""
+        if self.captured is None:
+            work()
+        else:
+            self.captured.add(work, memory)
+
+    def reading(self, given):
+        """A copy reads this host memory: it may not change until then."""
+        before = given.copy()
+
+        def settle():
+            if not np.array_equal(before, given):
+                card.faults.append("host memory was written while a copy of it was in flight")
+                raise AssertionError(card.faults[-1])
+
+        self.flight.append(settle)
+
+    def arriving(self, to, values):
+        """A copy writes this host memory: nobody can know it before."""
+        to.view(np.uint8)[...] = 0xFF
+        self.flight.append(lambda: to.__setitem__(..., values))
+
+    def settle(self, count=None):
+        count = len(self.flight) if count is None else min(count, len(self.flight))
+        done, self.flight[:count] = self.flight[:count], []
+        for work in done:
+            work()
+
+    @property
+    def done(self):
+        self.settle()
+        return True
+
+    def synchronize(self):
+        card.note("reads", "Stream.synchronize")
+        self.settle()
+
+    def record(self, event=None):
+        event = event or Event()
+        event.record(self)
+        return event
+
+    def wait_event(self, event):
+        """Order between streams is that of the program here."""
+
+    def launch_host_func(self, callback, arg):
+        self.do(lambda: callback(arg))
+
+    def is_capturing(self):
+        return self.captured is not None
+
+    def begin_capture(self, mode=None):
+        if self.ptr == 0:
+            raise RuntimeError("cannot capture on the default (legacy) stream")
+        self.captured = Graph._new()
+
+    def end_capture(self):
+        graph, self.captured = self.captured, None
+        return graph
+
+
+class Event:
+    """A place in a stream's order."""
+
+    def __init__(self, block=False, disable_timing=False, interprocess=False):
+        self.stream, self.works = None, []
+
+    def record(self, stream=None):
+        self.stream = stream or card.stream
+        self.works = list(self.stream.flight)
+
+    @property
+    def done(self):
+        self._settle()
+        return True
+
+    def synchronize(self):
+        card.note("waits", "Event.synchronize")
+        self._settle()
+
+    def _settle(self):
+        if self.stream is not None:
+            mine = [work for work in self.stream.flight if work in self.works]
+            self.stream.settle(len(mine))
+
+
+class Graph:
+    """What a stream recorded. It keeps no memory: whose owner has gone is not its own any more."""
+
+    def __init__(self, *_, **__):
+        raise NotImplementedError("a graph is made by capturing a stream")
+
+    @classmethod
+    def _new(cls):
+        graph = cls.__new__(cls)
+        graph.works, graph.memory = [], {}
+        return graph
+
+    def add(self, work, memory):
+        self.works.append(work)
+        for each in memory:
+            self.memory[id(each)] = (weakref.ref(each), weakref.ref(each.pool))
+
+    def launch(self, stream=None):
+        for memory, pool in self.memory.values():
+            if memory() is None and (pool() is None or pool() is card.pool):
+                raise AssertionError(
+                    "a graph was launched that uses memory which is freed: keep its inputs, its results and its pool"
+                )
+        stream = stream or card.stream
+        assert stream.captured is None, "a graph within a graph is not in the stand-in"
+        for work in self.works:
+            work()
+
+    def upload(self, stream=None):
+        """Nothing to do."""
+
+
+card = Card()
+"""The device in use; `stand_in.install` makes a new one."""
+
+
+def new_card():
+    global card
+    card = Card()
+    return card
+
+
+class Device:
+    """The only one."""
+
+    id, compute_capability, mem_info = 0, "90", property(lambda self: card.free)
+
+    def __init__(self, device=None):
+        assert device in (None, 0)
+
+    def __int__(self):
+        return 0
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        pass
+
+    def use(self):
+        return self
+
+    def synchronize(self):
+        _synchronize("Device.synchronize")
+
+
+def _synchronize(what="deviceSynchronize"):
+    card.note("reads", what)
+    for stream in {id(s): s for s in card.streams}.values():
+        stream.settle()
+
+
+RUNTIME = {
+    "CUDARuntimeError": CUDARuntimeError,
+    "deviceSynchronize": _synchronize,
+    "driverGetVersion": lambda: 13000,
+    "runtimeGetVersion": lambda: 13000,
+    "getDevice": lambda: 0,
+    "setDevice": lambda device: None,
+    "getDeviceCount": lambda: 1,
+    "getDeviceProperties": lambda device: {
+        "name": b"no card at all", "multiProcessorCount": 132, "sharedMemPerBlockOptin": 232448,
+        "totalGlobalMem": card.free[1],
+    },
+    "memGetInfo": lambda: card.free,
+    "streamIsCapturing": lambda stream: card.stream.captured is not None,
+    "streamCaptureModeGlobal": 0,
+    "streamCaptureModeThreadLocal": 1,
+    "streamCaptureModeRelaxed": 2,
+}  # fmt: skip
+
+
+def get_elapsed_time(start, end):
+    return 0.0

@@ -34,9 +34,9 @@ from ..types import Array
 from .precision import cache_file
 
 FOLDER = Path(__file__).parent
-PARTS = ("prelude", "tensor_cores")
+PARTS = ("prelude", "tensor_cores", "hopper")
 """Files without kernels of their own: the first is put before every file, others where its first line names them."""
-TEMPLATES = ("matmul",)
+TEMPLATES = ("matmul", "matmul_hopper")
 """Files whose kernels are made one by one, as `source` is told."""
 FILES = tuple(
     sorted(p.stem for p in FOLDER.glob("*.cu") if p.stem not in PARTS and p.stem not in TEMPLATES)
@@ -417,6 +417,20 @@ def empty(like: Array, shape: tuple[int, ...], dtype: Any = None, *, zeros: bool
             "are free. Use a smaller batch with more accumulation, shorter sequences or a smaller model; other "
             "programs on the card (nvidia-smi shows them) may hold the rest."
         ) from error
+
+
+def memory() -> int:
+    """Bytes of memory of the card in use, whatever of them is free."""
+    from cupy.cuda import runtime
+
+    return _memory(runtime.getDevice())
+
+
+@functools.cache
+def _memory(device: int) -> int:
+    from cupy.cuda import runtime
+
+    return int(runtime.memGetInfo()[1])
 
 
 def _size(count: int) -> str:

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from .errors import MissingExtraError
+from .errors import DeviceMemoryError, MissingExtraError
 from .types import Array
 
 
@@ -54,6 +54,31 @@ def library(device: str) -> ModuleType:
             "--device cpu continues without it."
         ) from error
     return cupy
+
+
+def on_device(x: Array, device: str, dtype: Any = None) -> Array:
+    """The same values on a device, "cpu" or "cuda", perhaps of another dtype; x itself when it is so already.
+
+    Raises:
+        MissingExtraError: device is "cuda" and CuPy or a driver is missing.
+        DeviceMemoryError: it has no room.
+    """
+    xp = library(device)
+    if xp is np:
+        x = to_numpy(x)
+    if dtype is not None and x.dtype != dtype:
+        x = x.astype(dtype)  # before it goes up, and after it came down
+    if xp is np:
+        return x
+    try:
+        return xp.asarray(x)
+    except MemoryError as error:
+        free, total = xp.cuda.runtime.memGetInfo()
+        raise DeviceMemoryError(
+            f"No room on the device for {x.nbytes:,} bytes (shape {x.shape}, {x.dtype.name}): {free:,} of {total:,} "
+            "bytes are free. Use a smaller model, or --precision bfloat16; other programs on the card (nvidia-smi "
+            "shows them) may hold the rest."
+        ) from error
 
 
 def keep_freed_memory() -> bool:

@@ -95,7 +95,7 @@ def _checked(name, parameters, arguments, options):
     """CuPy takes so many arguments, and by these names."""
     if parameters is None or any(p.startswith("*") for p in parameters):
         return
-    if len(arguments) > len(parameters) or (unknown := set(options) - set(parameters)):
+    if len(arguments) > len(parameters) or set(options) - set(parameters):
         raise TypeError(
             f"cupy's {name}({', '.join(parameters)}) got {len(arguments)} arguments and {options}"
         )

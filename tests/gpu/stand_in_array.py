@@ -37,9 +37,8 @@ class ndarray:  # noqa: N801 - CuPy's name
         kind, self.base = supported(dtype), None
         size = int(np.prod(shape, dtype=np.int64)) * kind.itemsize
         memptr = device.alloc(size) if memptr is None else memptr
-        self._memory, given = memptr.mem, memptr.mem.raw[memptr.offset :]
-        assert len(given) >= size or strides is not None, "an array larger than its memory"
-        self._raw = np.ndarray(shape, kind, given, strides=strides, order=order or "C")
+        self._memory = memptr.mem
+        self._raw = np.ndarray(shape, kind, memptr.mem.raw, memptr.offset, strides, order or "C")
 
     @classmethod
     def _view(cls, raw, of):

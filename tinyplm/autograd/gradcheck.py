@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from ..backend import library, to_numpy
 from ..errors import ConfigError
 from ..types import Array
 from .cases import CASES, NumpyDraw, Sample
@@ -51,17 +52,22 @@ class Record:
     failure: str | None
 
 
-def run(ops: Iterable[str] | None = None, *, cases: int = 100, seed: int = 0) -> Iterator[Record]:
+def run(
+    ops: Iterable[str] | None = None, *, cases: int = 100, seed: int = 0, device: str = "cpu"
+) -> Iterator[Record]:
     """Check ops over cases drawn at random, one record per op as it is done.
 
     Args:
         ops: names; all when None.
         cases: how many to check of each.
-        seed: of the drawing; each op draws the same whichever others are checked.
+        seed: of the drawing; each op draws the same whichever others are checked, and on every device.
+        device: where ops compute, "cpu" or "cuda". In float64 that is what the definitions say, and no kernel.
 
     Raises:
         ConfigError: there is no op of that name.
+        MissingExtraError: device is "cuda" and CuPy or a driver is missing.
     """
+    library(device)  # refuses a device that is not there
     names = sorted(CASES) if ops is None else list(ops)
     for name in names:
         if name not in CASES:
@@ -69,10 +75,10 @@ def run(ops: Iterable[str] | None = None, *, cases: int = 100, seed: int = 0) ->
             raise ConfigError(f"There is no op {name!r}. Did you mean {', '.join(near)}?")
     if cases < 1:
         raise ConfigError(f"cases is {cases}, but at least one is needed.")
-    return (_check(name, cases, seed) for name in names)
+    return (_check(name, cases, seed, device) for name in names)
 
 
-def _check(name: str, cases: int, seed: int) -> Record:
+def _check(name: str, cases: int, seed: int, device: str) -> Record:
     draw = NumpyDraw(np.random.default_rng([seed, zlib.crc32(name.encode())]))
     done = redrawn = derivatives = 0
     gradient_error = value_error = 0.0
@@ -81,8 +87,8 @@ def _check(name: str, cases: int, seed: int) -> Record:
     while done < cases and failure is None:
         sample = CASES[name].draw(draw)
         try:
-            value_error = max(value_error, check_value(name, sample))
-            found = check_gradient(name, sample)
+            value_error = max(value_error, check_value(name, sample, device))
+            found = check_gradient(name, sample, device)
         except KinkError as kink:
             redrawn += 1
             if redrawn > REDRAWS * cases:
@@ -100,13 +106,30 @@ def _check(name: str, cases: int, seed: int) -> Record:
     return Record(name, done, redrawn, derivatives, gradient_error, value_error, seconds, failure)
 
 
-def check_value(name: str, sample: Sample) -> float:
+def placed(x: Any, device: str) -> Any:
+    """An array on a device, in the strides that it has here; within tuples and lists too, and all else as it is."""
+    if isinstance(x, tuple | list):
+        return type(x)(placed(each, device) for each in x)
+    if device == "cpu" or not isinstance(x, np.ndarray):
+        return x
+    xp, owner = library(device), x
+    while isinstance(owner.base, np.ndarray):
+        owner = owner.base
+    if not owner.size or x.flags.c_contiguous:
+        return xp.asarray(x)
+    whole = xp.asarray(owner.ravel("K"))  # all that the strides may reach
+    start = whole.data + (x.ctypes.data - owner.ctypes.data)
+    return xp.ndarray(x.shape, x.dtype, memptr=start, strides=x.strides)
+
+
+def check_value(name: str, sample: Sample, device: str = "cpu") -> float:
     """The relative error of an op's result against the oracle of its case.
 
     Raises:
         ValueMismatchError: it is too large, or shapes or dtypes differ.
     """
-    result, _ = OPS[name].on_arrays(*sample.inputs, **sample.keywords())
+    inputs, keywords = placed(sample.inputs, device), sample.keywords()
+    result, _ = OPS[name].on_arrays(*inputs, **{k: placed(v, device) for k, v in keywords.items()})
     expected = CASES[name].oracle(*sample.inputs, **sample.keywords())
     around = max(
         (
@@ -117,7 +140,7 @@ def check_value(name: str, sample: Sample) -> float:
         default=0.0,
     )
     pairs = list(zip(_tuple(result), _tuple(expected), strict=True))
-    return max(compare(np.asarray(y), np.asarray(e), around) for y, e in pairs)
+    return max(compare(np.asarray(to_numpy(y)), np.asarray(e), around) for y, e in pairs)
 
 
 def compare(
@@ -150,7 +173,7 @@ def compare(
     return error
 
 
-def check_gradient(name: str, sample: Sample) -> GradientCheck:
+def check_gradient(name: str, sample: Sample, device: str = "cpu") -> GradientCheck:
     """The check of an op's gradient by all of its float arrays, at a sample.
 
     Raises:
@@ -158,14 +181,16 @@ def check_gradient(name: str, sample: Sample) -> GradientCheck:
         KinkError: there is none here.
     """
     places = [i for i, x in enumerate(sample.inputs) if is_float_array(x)]
+    given = placed(sample.inputs, device)
 
     def function(*tensors: Any) -> Any:
-        inputs = list(sample.inputs)
+        inputs = list(given)
         for place, tensor in zip(places, tensors, strict=True):
             inputs[place] = tensor
-        return OPS[name](*inputs, **sample.keywords())
+        keywords = {k: placed(v, device) for k, v in sample.keywords().items()}
+        return OPS[name](*inputs, **keywords)
 
-    return check_grad(function, *(sample.inputs[i] for i in places))
+    return check_grad(function, *(given[i] for i in places))
 
 
 def _tuple(x: Any) -> tuple[Any, ...]:

@@ -1,9 +1,10 @@
 """What every layer and model is: a thing whose attributes are parameters, modules, or lists of modules."""
 
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import Any, Self
 
 from ..autograd import Tensor
+from ..backend import on_device
 from ..errors import ShapeError
 from ..types import Array
 from .quantized import Quantized
@@ -53,6 +54,22 @@ class Module:
                 raise ShapeError(f"{path}: values {arrays[path].shape}, model {tensor.shape}.")
         for path, tensor in parameters.items():
             tensor.replace(arrays[path])
+
+    def to(self, device: str, dtype: Any = None) -> Self:
+        """Move every parameter to "cpu" or "cuda", perhaps to another float dtype; the module itself.
+
+        What is computed follows the parameters: arguments may stay NumPy's arrays. Gradients are forgotten.
+
+        Raises:
+            MissingExtraError: device is "cuda" and CuPy or a driver is missing.
+            DeviceMemoryError: it has no room.
+            GraphError: the weights are quantised, which is for the CPU.
+        """
+        for tensor in self.parameters():
+            before = tensor.array
+            if (array := on_device(before, device, dtype)) is not before:
+                tensor.replace(array)
+        return self
 
     def clear_gradients(self) -> None:
         """Forget every parameter's gradient."""

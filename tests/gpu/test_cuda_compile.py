@@ -5,14 +5,24 @@ import shutil
 
 import machine_code as codes
 import pytest
-from budgets import ARCHITECTURES, BUDGETS, PORTABLE, Budget, budget, faults, faults_of_instructions
+from budgets import (
+    ARCHITECTURES,
+    BUDGETS,
+    INSTANCES,
+    PORTABLE,
+    Budget,
+    budget,
+    faults,
+    faults_of_instructions,
+)
 
 from tinyplm.errors import DeviceError
 from tinyplm.kernels import cuda
 
 pytestmark = pytest.mark.device
 
-CASES = [(file, arch) for file in cuda.FILES for arch in ARCHITECTURES.get(file, PORTABLE)]
+NAMES = [*cuda.FILES, *(f"{name} {made}" for name in INSTANCES for made in INSTANCES[name])]
+CASES = [(file, arch) for file in NAMES for arch in ARCHITECTURES.get(file.split(" ")[0], PORTABLE)]
 EACH = pytest.mark.parametrize(("file", "arch"), CASES)
 
 
@@ -35,19 +45,17 @@ def test_the_instructions_are_those_that_were_meant(machine_code, file, arch):
     assert not any(found.values()), {name: said for name, said in found.items() if said}
 
 
-@EACH
-def test_every_kernel_of_the_text_is_in_the_machine_code_and_no_row_is_left_over(
-    machine_code, file, arch
-):
-    kernels = machine_code(file, arch).kernels
-    assert kernels
-    used = {id(budget(file, name)) for name in kernels}
+@pytest.mark.parametrize("file", [*cuda.FILES, *cuda.TEMPLATES])
+def test_no_row_is_left_over_and_no_file_is_left_out(machine_code, file):
+    cases = [case for case in CASES if case[0].split(" ")[0] == file]
+    assert cases, f"{file}.cu is a file of templates: INSTANCES in budgets.py is to say of what"
+    used = {id(budget(file, kernel)) for case in cases for kernel in machine_code(*case).kernels}
     over = [pattern for pattern, row in BUDGETS[file].items() if id(row) not in used]
-    assert not over, f"no kernel of {file}.cu for {arch} has these rows: {over}"
+    assert not over, f"no kernel of {file}.cu has these rows: {over}"
 
 
 def test_a_text_includes_nothing():
-    for file in cuda.FILES:
+    for file in NAMES:
         assert "#include" not in cuda.source(file)
 
 

@@ -18,6 +18,9 @@ PORTABLE = ("sm_90a", "sm_80")
 ARCHITECTURES: dict[str, tuple[str, ...]] = {}
 """Of files that are not for both."""
 
+INSTANCES: dict[str, tuple[str, ...]] = {}
+"""Of a file of templates, what its kernels are made for, all that are launched: {"matmul": ("float16 64",)}."""
+
 SHARED = {"sm_90a": 227 * 1024, "sm_80": 163 * 1024}
 """Bytes of shared memory that a block can have."""
 
@@ -118,7 +121,7 @@ BUDGETS: dict[str, dict[str, Budget]] = {
 
 def budget(file: str, kernel: str) -> Budget:
     """The row of a kernel."""
-    rows = BUDGETS.get(file, {})
+    rows = BUDGETS.get(file.split(" ")[0], {})
     found = next((row for pattern, row in rows.items() if re.fullmatch(pattern, kernel)), None)
     assert found, f"{file}.cu has a kernel {kernel}, which has no row in tests/gpu/budgets.py"
     return found

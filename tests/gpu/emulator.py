@@ -24,6 +24,8 @@ KINDS = {
 }  # fmt: skip
 MOST_SHARED = 232_448
 """Bytes of dynamic shared memory that a block of an H200 can have."""
+STRIDED = ("attention",)
+"""How kernels begin that are told the strides of their arrays."""
 GUARD = 64
 """Values before and after each new array, which nobody may write to."""
 
@@ -103,7 +105,9 @@ def _held(kernel, kind, value):
     """One argument as memory that holds it, if it is of the kind that the kernel declares."""
     declared = kind.replace("const", "").replace("*", "").strip()
     if "*" in kind and isinstance(value, np.ndarray):
-        assert value.flags.c_contiguous
+        assert value.flags.c_contiguous or kernel.startswith(STRIDED), (
+            f"{kernel}: strides {value.strides}"
+        )
         if not kernel.startswith("copy_rows"):
             assert value.dtype == KINDS[declared], f"{kernel}: {value.dtype} for {kind}"
         return np.array([value.ctypes.data], np.uintp)

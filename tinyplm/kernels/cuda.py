@@ -34,9 +34,9 @@ from ..types import Array
 from .precision import cache_file
 
 FOLDER = Path(__file__).parent
-PARTS = ("prelude", "tensor_cores", "hopper")
+PARTS = ("prelude", "tensor_cores", "hopper", "gelu_curve", "matmul_result", "attention_tiles")
 """Files without kernels of their own: the first is put before every file, others where its first line names them."""
-TEMPLATES = ("matmul", "matmul_hopper")
+TEMPLATES = ("matmul", "matmul_parts", "matmul_hopper", "attention", "attention_pullback", "attention_decode")
 """Files whose kernels are made one by one, as `source` is told."""
 FILES = tuple(
     sorted(p.stem for p in FOLDER.glob("*.cu") if p.stem not in PARTS and p.stem not in TEMPLATES)

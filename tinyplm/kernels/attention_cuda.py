@@ -1,0 +1,223 @@
+"""Softmax attention on a card: which kernel computes a problem, and its launches. See docs/decisions/0014.
+
+Values of 16 bits are multiplied by tensor cores (attention.cu). Everything is read and written where it lies, whatever its strides, so that
+the parts of a packed projection are neither copied nor turned. Nothing is added atomically: the same bits come out every time.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ..backend import namespace
+from ..types import Array
+from . import cuda
+from .attention import Kept, Rules, attention_forward
+from .dropout import scale
+from .philox import threshold
+
+BLOCK = 128
+"""Threads of a block; as in attention_tiles.cu."""
+WIDEST = 256
+"""Values of a head at most."""
+CACHED = 16 << 20
+"""Bytes of keys and values that the heads of a cluster read; a card's second cache is twice as large or larger."""
+
+PLACE = np.dtype([("batch", "i8"), ("head", "i8"), ("row", "i8")], align=True)
+_ARRAYS = ("q", "k", "v", "y", "g", "gq", "gk", "gv", "mask", "bias")
+_COUNTS = (
+    "batch",
+    "heads",
+    "queries",
+    "keys",
+    "width",
+    "back",
+    "ahead",
+    "words",
+    "bias_key",
+    "odd",
+    "together",
+    "cluster",
+)
+PROBLEM = np.dtype(
+    [
+        *((name, PLACE) for name in _ARRAYS),
+        *((name, "i4") for name in _COUNTS),
+        ("scale", "f4"),
+        ("more", "f4"),
+        ("threshold", "u4"),
+    ],
+    align=True,
+)
+"""As in attention_tiles.cu."""
+STEPS = np.dtype([("batch", "i8"), ("head", "i8"), ("row", "i8"), ("key", "i8")])
+"""As in attention_mask.cu."""
+
+
+class Tiles(NamedTuple):
+    """How a kernel's tiles are cut.
+
+    Attributes:
+        tall: times 16 rows that each of the four warps has.
+        wide: columns, of which two tiles are in shared memory.
+        general: whether it knows all rules: else no bias, no dropout, a positive scale, rows of whole groups of 16 bytes.
+    """
+
+    tall: int
+    wide: int
+    general: bool
+
+    @property
+    def rows(self) -> int:
+        """Rows of a block."""
+        return 64 * self.tall
+
+
+def head_size(width: int) -> int:
+    """Values that a kernel has room for in a head of so many."""
+    return -(-width // 16) * 16
+
+
+def forward_tiles(width: int, queries: int, heads: int, general: bool) -> Tiles:
+    """For heads of so many values, and so many queries of so many heads of all batch rows."""
+    size = head_size(width)
+    if size > 128:
+        return Tiles(1, 32, general)
+    tall = 2 if size <= 64 and queries > 64 else 1
+    return Tiles(tall, 64, general)
+
+
+def forward_shared(size: int, tiles: Tiles, by_difference: bool) -> int:
+    """Bytes of shared memory: queries, keys and values twice, and differences twice."""
+    tables = 2 * 4 * (tiles.rows + tiles.wide) if by_difference else 0
+    return 2 * size * (tiles.rows + 4 * tiles.wide) + tables
+
+
+class Mask(NamedTuple):
+    """A mask as kernels read it.
+
+    Attributes:
+        words: 32 keys each, (rows, words of a row); None where all is seen.
+        bounds: first key seen and the one behind the last, of each batch row, where the mask is of keys alone.
+        place: words from one batch row, head and query to the next.
+    """
+
+    words: Array | None
+    bounds: Array | None
+    place: tuple[int, int, int]
+
+
+def packed_mask(mask: Array | None) -> Mask:
+    """A mask of four axes as bits."""
+    if mask is None:
+        return Mask(None, None, (0, 0, 0))
+    B, H, T, S = mask.shape
+    rows, count = B * H * T, -(-S // 32)
+    words = cuda.empty(mask, (rows, count), np.uint32)
+    bounds = cuda.empty(mask, (rows, 2), np.uint32)
+    steps = np.array([mask.strides], STEPS)
+    blocks = -(-rows // (cuda.THREADS // 32))
+    cuda.launch(
+        "attention_mask", "attention_mask", blocks, cuda.THREADS, mask, steps, rows, H, T, S, words, bounds
+    )  # fmt: skip
+    place = tuple(count * n if m > 1 else 0 for n, m in ((H * T, B), (T, H), (1, T)))
+    return Mask(words, bounds if H == T == 1 else None, place)
+
+
+def _place(a: Array | None) -> tuple[int, ...]:
+    """Values from one batch row, head and row to the next."""
+    if a is None:
+        return (0, 0, 0)
+    return tuple(
+        s // a.dtype.itemsize if n > 1 else 0 for s, n in zip(a.strides[:3], a.shape, strict=False)
+    )
+
+
+def _is_odd(*arrays: Array) -> bool:
+    """Whether some rows are not whole groups of 16 bytes."""
+    return any(
+        cuda.address(a) % 16
+        or a.shape[3] * a.dtype.itemsize % 16
+        or any(s % 16 for s, n in zip(a.strides[:3], a.shape, strict=False) if n > 1)
+        for a in arrays
+    )
+
+
+def _problem(
+    q: Array, k: Array, rules: Rules, mask: Mask, bias: Array | None, arrays: dict[str, Array]
+) -> Array:
+    """The structure that kernels are given."""
+    (B, H, T, K), S = q.shape, k.shape[2]
+    problem = np.zeros(1, PROBLEM)
+    dense = bias if bias is not None and bias.ndim == 4 else None
+    for name, a in {**arrays, "bias": dense}.items():
+        problem[name] = _place(a)
+    problem["mask"] = mask.place
+    back, ahead = rules.reach(T, S)
+    numbers = {
+        "batch": B, "heads": H, "queries": T, "keys": S, "width": K, "back": min(back, S + T),
+        "ahead": min(ahead, S + T), "words": -(-S // 32), "together": 1,
+        "bias_key": int(dense is not None and dense.shape[3] > 1), "odd": _is_odd(*arrays.values()),
+        "cluster": max(1, min(B * H, CACHED // (2 * S * K * q.dtype.itemsize))),
+        "scale": rules.scale, "more": scale(rules.rate) if rules.rate else 1,
+        "threshold": threshold(rules.rate) if rules.rate else 0,
+    }  # fmt: skip
+    for name, value in numbers.items():
+        problem[name] = value
+    return problem
+
+
+def _fits(*arrays: Array) -> bool:
+    """Whether these are halves of one type, with rows of one width without gaps."""
+    kind, width = arrays[0].dtype, arrays[0].shape[3]
+    return kind.name in ("float16", "bfloat16") and 1 <= width <= WIDEST and all(
+        a.dtype == kind
+        and a.shape[3] == width
+        and a.size > 0
+        and (a.strides[3] == kind.itemsize or width == 1)
+        for a in arrays
+    )  # fmt: skip
+
+
+def _bias_fits(bias: Array | None, q: Array) -> bool:
+    """Whether a bias is one by difference, or dense and of the same type, its keys side by side."""
+    if bias is None or bias.ndim == 2:
+        return bias is None or bias.dtype.name in cuda.TYPES
+    return bias.dtype == q.dtype and (bias.strides[3] == bias.dtype.itemsize or bias.shape[3] == 1)
+
+
+def _takes(q: Array, k: Array, v: Array, bias: Array | None, rules: Rules, keep: bool) -> bool:
+    return not keep and _fits(q, k, v) and _bias_fits(bias, q)
+
+
+def _biases(bias: Array | None) -> tuple[Array | None, Array | None]:
+    """A dense one, and one by difference in float32."""
+    if bias is None:
+        return None, None
+    if bias.ndim == 4:
+        return bias, None
+    return None, namespace(bias).ascontiguousarray(bias, np.float32)
+
+
+@attention_forward.variant("cuda", library="cupy", when=_takes)
+def _forward() -> Any:
+    """No scores in memory: of each query the logarithm of its sum is kept, infinity where it saw no key."""
+
+    def forward(q: Array, k: Array, v: Array, bias: Array | None, rules: Rules, keep: bool) -> Kept:
+        (B, H, T, K), S = q.shape, k.shape[2]
+        y = cuda.empty(q, (B, T, H, K)).swapaxes(1, 2)
+        log_sum = cuda.empty(q, (B * H * T,), np.float32)
+        mask, (dense, table) = packed_mask(rules.mask), _biases(bias)
+        problem = _problem(q, k, rules, mask, bias, {"q": q, "k": k, "v": v, "y": y})
+        general = bool(bias is not None or rules.rate or rules.scale <= 0 or problem["odd"][0])
+        tiles, size = forward_tiles(K, T, B * H, general), head_size(K)
+        made = f"{q.dtype.name} {size} {tiles.tall} {tiles.wide} {str(general).lower()}"
+        cuda.launch(
+            f"attention {made}", "attention_forward", B * H * -(-T // tiles.rows), BLOCK,
+            q, k, v, dense, table, mask.words, mask.bounds, y, log_sum, *cuda.seed_arguments(rules.seed), problem,
+            shared=forward_shared(size, tiles, table is not None),
+        )  # fmt: skip
+        return Kept(y, None, log_sum)
+
+    return forward if cuda.usable() else None

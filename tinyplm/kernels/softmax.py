@@ -12,11 +12,22 @@ from .registry import Kernel
 from .threads import LEAST
 
 
+def highest(x: Array, axis: int | tuple[int, ...]) -> Array:
+    """The largest value along axes, which stay with length one; minus infinity where there is none."""
+    if namespace(x) is np:
+        return x.max(axis=axis, keepdims=True, initial=-np.inf).astype(x.dtype, copy=False)
+    if x.size:  # CuPy's max knows no initial value
+        return x.max(axis=axis, keepdims=True)
+    axes = np.lib.array_utils.normalize_axis_tuple(axis, x.ndim)
+    shape = tuple(1 if i in axes else n for i, n in enumerate(x.shape))
+    return namespace(x).full(shape, -np.inf, x.dtype)
+
+
 @Kernel
 def softmax_forward(x: Array, axis: int) -> Array:
     """Exponentials along axis over their sum; 0 where everything along the axis is minus infinity."""
     xp = namespace(x)
-    top = x.max(axis=axis, keepdims=True, initial=-np.inf).astype(x.dtype, copy=False)
+    top = highest(x, axis)
     e = x - xp.where(top == -np.inf, x.dtype.type(0), top)
     xp.exp(e, out=e)
     total = e.sum(axis=axis, keepdims=True)
@@ -45,12 +56,12 @@ def score_softmax(s_GTS: Array, scale: float, first: int) -> None:
     if first < S - 1:
         hidden_TS = xp.arange(S) > xp.arange(first, first + T)[:, None]
         xp.copyto(s_GTS, s_GTS.dtype.type(-np.inf), where=hidden_TS)
-    top_GT1 = s_GTS.max(axis=-1, keepdims=True, initial=-np.inf).astype(s_GTS.dtype, copy=False)
-    top_GT1[top_GT1 == -np.inf] = 0
+    top_GT1 = highest(s_GTS, -1)
+    xp.copyto(top_GT1, s_GTS.dtype.type(0), where=top_GT1 == -np.inf)
     s_GTS -= top_GT1
     xp.exp(s_GTS, out=s_GTS)
     total_GT1 = s_GTS.sum(axis=-1, keepdims=True)
-    total_GT1[total_GT1 == 0] = 1
+    xp.copyto(total_GT1, s_GTS.dtype.type(1), where=total_GT1 == 0)
     s_GTS /= total_GT1
 
 

@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 
 from ...backend import namespace
+from ...kernels.softmax import highest
 from ...types import Array, Pullback
 from ..engine import op
 from .broadcasting import at_least_float32
@@ -108,7 +109,7 @@ def logsumexp(x: Array, *, axis: Axis = -1, keepdims: bool = False) -> tuple[Arr
     xp = namespace(x)
     axes = _axes(x, axis)
     kept = _kept(x, axes)
-    top = x.max(axis=axes, keepdims=True, initial=-np.inf).astype(x.dtype)
+    top = highest(x, axes)
     top = xp.where(xp.isfinite(top), top, x.dtype.type(0))
     e = xp.exp(x - top)
     total = e.sum(axis=axes, keepdims=True)

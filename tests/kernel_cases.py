@@ -229,7 +229,13 @@ KERNEL_CASES = {
         ),
         in_place=(0, 1),
     ),
+    "cross_entropy_total": KernelCase(
+        lambda rng, R, C: (rng.uniform(0, 9, R), rng.uniform(0, 1, R))
+    ),
     "linear_cross_entropy": KernelCase(_linear),
+    "scale_in_place": KernelCase(
+        lambda rng, R, C: (_rows(rng, R, C), np.array(rng.uniform(0.1, 1))), in_place=(0,)
+    ),
     "attention_forward": KernelCase(_attention, through=_attention_through),
     "attention_pullback": KernelCase(_attention_back, through=_attention_back_through),
     "linear_forward": KernelCase(_mapped),

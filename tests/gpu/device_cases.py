@@ -7,11 +7,14 @@ from kernel_cases import KERNEL_CASES
 
 from tinyplm.kernels.registry import KERNELS
 
+COMPOSED = {"linear_cross_entropy"}
+"""Kernels whose device code is that of others, in order; they have tests of their own."""
+
 VARIANTS = {
     name: variant
     for name, kernel in sorted(KERNELS.items())
     for variant in kernel.variants
-    if variant.name == "cuda"
+    if variant.name == "cuda" and name not in COMPOSED
 }
 """The kernels that have device code of this kind."""
 
@@ -33,6 +36,9 @@ SINGLE = {
     "layer_norm_pullback": (3, 4),
     "rms_norm_pullback": (3,),
     "cross_entropy_pullback": (0, 3),
+    "cross_entropy_in_place": (1, 3),
+    "cross_entropy_total": (0, 1),
+    "scale_in_place": (1,),
     "adamw_update": (0, 2, 3),
 }
 """Arguments that are float32 whatever the others are stored as: statistics, parameters, moments."""

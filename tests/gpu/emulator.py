@@ -24,7 +24,7 @@ KINDS = {
 }  # fmt: skip
 MOST_SHARED = 232_448
 """Bytes of dynamic shared memory that a block of an H200 can have."""
-STRIDED = ("attention",)
+STRIDED = ("attention", "cross_entropy_in_place")
 """How kernels begin that are told the strides of their arrays."""
 GUARD = 64
 """Values before and after each new array, which nobody may write to."""

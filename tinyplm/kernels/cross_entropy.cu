@@ -1,7 +1,8 @@
 // Cross-entropy of rows of logits with labels, and its gradient, also over the logits; see cross_entropy.py.
 //
 // A block has one row at a time. It visits it once for the maximum and the sum, and a second time, out of the cache, for
-// the gradient. Losses, logarithms and shares are float, whatever logits are stored as. A label outside of the row gives
+// the gradient. Losses, logarithms and shares are float, whatever logits are stored as. Rows of logits that become
+// their gradient may lie apart: from one to the next it is `pitch` values. A label outside of the row gives
 // NaN: to read there would end the process' use of the device.
 
 const int LANES = 512;
@@ -96,9 +97,10 @@ __device__ inline void pullback(
 
 template <class T>
 __device__ inline void in_place(
-    T *logits, float *losses, const i64 *labels, const float *shares, float smoothing, i64 gradient, i64 width) {
+    T *logits, i64 pitch, float *losses, const i64 *labels, const float *shares, float smoothing, i64 gradient,
+    i64 width) {
     const i64 r = blockIdx.x, label = labels[r];
-    T *row = logits + r * width;
+    T *row = logits + r * pitch;
     const float by = shares[r], each = smoothing / float(width), rest = 1.f - smoothing;
     if (by == 0) { // whatever its logits are
         if (gradient) {
@@ -136,6 +138,19 @@ __device__ inline void in_place(
     });
 }
 
+// The sum of losses, each times its share, by one block, added up in double.
+extern "C" __global__ void __launch_bounds__(LANES) cross_entropy_total(
+    const float *losses, const float *shares, float *total, i64 n) {
+    double own = 0;
+    for (i64 r = threadIdx.x; r < n; r += LANES) {
+        own += double(losses[r]) * double(shares[r]);
+    }
+    own = team_sum<LANES>(own);
+    if (threadIdx.x == 0) {
+        *total = float(own);
+    }
+}
+
 #define MAKE(T, name) \
     extern "C" __global__ void __launch_bounds__(LANES) cross_entropy_forward_##name( \
         const T *logits, const i64 *labels, float smoothing, float *losses, float *log_sum, i64 width) { \
@@ -147,7 +162,8 @@ __device__ inline void in_place(
         pullback(g, logits, labels, log_sum, smoothing, out, width); \
     } \
     extern "C" __global__ void __launch_bounds__(LANES) cross_entropy_in_place_##name( \
-        T *logits, float *losses, const i64 *labels, const float *shares, float smoothing, i64 gradient, i64 width) { \
-        in_place(logits, losses, labels, shares, smoothing, gradient, width); \
+        T *logits, i64 pitch, float *losses, const i64 *labels, const float *shares, float smoothing, i64 gradient, \
+        i64 width) { \
+        in_place(logits, pitch, losses, labels, shares, smoothing, gradient, width); \
     }
 EACH_TYPE(MAKE)

@@ -1,4 +1,4 @@
-"""Cross-entropy of rows of logits with labels; and of a linear layer, whose logits never exist whole.
+"""Cross-entropy of rows of logits with labels.
 
 With smoothing e the target is 1 - e at the label plus e / V everywhere (Szegedy et al., 2016, section 7).
 """
@@ -11,16 +11,8 @@ from ..backend import namespace
 from ..types import Array
 from . import cuda
 from .compiled import cut, exponential, is_float, largest, parallel, plus
-from .matmul import product, sum_rows
 from .registry import Kernel
 from .threads import LEAST
-
-SLICE = 1 << 25
-"""Logits in one slice of the linear layer: 128 MB of float32.
-
-Each slice reads the whole weight and adds to the whole of its gradient. With 50257 classes, slices that would fit a
-cache are therefore slower, not faster: with 16 MB by two thirds, with 4 MB four times.
-"""
 
 BLOCK = 1 << 11
 """Logits of a row that compiled code takes at once: 8 kB of float32, which the nearest cache holds."""
@@ -84,6 +76,13 @@ def cross_entropy_in_place(
         logits_RV[...] = cross_entropy_pullback.definition(
             share_R, logits_RV, labels_R, log_sum, smoothing
         )
+
+
+@Kernel
+def cross_entropy_total(losses_R: Array, share_R: Array) -> Array:
+    """The sum of losses, each times its share, added up in float64."""
+    total: Array = (losses_R.astype(np.float64) * share_R).sum()
+    return total.astype(losses_R.dtype)
 
 
 def _sum_row(row: Any, tops: Any) -> Any:
@@ -245,57 +244,18 @@ def _numba_in_place() -> Any:
     return in_place
 
 
-@Kernel
-def linear_cross_entropy(
-    x_ND: Array,
-    weight_VD: Array,
-    bias_V: Array | None,
-    labels_N: Array,
-    share_N: Array,
-    smoothing: float,
-    gradient: bool,
-) -> tuple[Any, tuple[Array, Array, Array | None] | None]:
-    """Loss summed with the share of each token, and its gradients by x, weight and bias if asked for.
-
-    Computed in slices of tokens, so that at most SLICE logits exist at once, or one row of them. Tokens whose share is
-    0 are left out, whatever their x is: of masked language models that is most of the work.
-    """
-    xp = namespace(x_ND)
-    N, V = len(x_ND), len(weight_VD)
-    used = xp.flatnonzero(share_N)
-    slices = -(-len(used) // max(1, SLICE // max(1, V)))
-    step = -(-len(used) // max(1, slices)) or 1  # slices of one size
-    space_RV = xp.empty((min(step, len(used)), V), x_ND.dtype)
-    losses_R = xp.empty(len(space_RV), x_ND.dtype)
-    total = 0.0
-    gx = xp.zeros(x_ND.shape, x_ND.dtype) if gradient else None
-    g_weight = xp.zeros(weight_VD.shape, weight_VD.dtype) if gradient else None
-    g_bias = None if bias_V is None or not gradient else xp.zeros(bias_V.shape, bias_V.dtype)
-    for start in range(0, len(used), step):
-        here = used[start : start + step]
-        if len(used) == N:  # no copy
-            here = slice(start, start + step)
-        x, labels, share = x_ND[here], labels_N[here], share_N[here]
-        logits = product(x, weight_VD.T, space_RV[: len(x)])
-        if bias_V is not None:
-            logits += bias_V
-        losses = losses_R[: len(x)]
-        cross_entropy_in_place(logits, losses, labels, share, smoothing, gradient)
-        if gx is not None:  # logits are the gradient now
-            gx[here] = product(logits, weight_VD)
-            product(logits.T, x, g_weight, 1.0 if start else 0.0)
-            if g_bias is not None:
-                g_bias += sum_rows(logits)
-        total = total + (losses.astype(np.float64) * share).sum()
-    return total, None if gx is None or g_weight is None else (gx, g_weight, g_bias)
-
-
 CUDA_THREADS = 512
 """Of a block that has a row; as in cross_entropy.cu."""
 
 
 def _cuda_takes(logits_RV: Array, labels_R: Array) -> bool:
-    return logits_RV.size > 0 and cuda.takes(logits_RV) and labels_R.dtype.kind in "iu"
+    return logits_RV.size > 0 and cuda.known(logits_RV) and labels_R.dtype.kind in "iu"
+
+
+def _is_pitched(logits_RV: Array) -> bool:
+    """Whether values lie side by side in each row, wherever the next row begins."""
+    pitch, step = logits_RV.strides
+    return step == logits_RV.itemsize and pitch >= logits_RV.shape[1] * step
 
 
 def _as(values: Array, dtype: Any) -> Array:
@@ -310,6 +270,7 @@ def _cuda_forward() -> Any:
 
     def forward(logits_RV: Array, labels_R: Array, smoothing: float) -> tuple[Array, Array]:
         R, V = logits_RV.shape
+        (logits_RV,) = cuda.whole(logits_RV)
         losses_R, log_sum_R1 = (cuda.empty(logits_RV, n, np.float32) for n in ((R,), (R, 1)))
         cuda.launch(
             "cross_entropy", f"cross_entropy_forward_{logits_RV.dtype.name}", R, CUDA_THREADS,
@@ -330,6 +291,7 @@ def _cuda_pullback() -> Any:
         g_R: Array, logits_RV: Array, labels_R: Array, log_sum_R1: Array, smoothing: float
     ) -> Array:
         R, V = logits_RV.shape
+        (logits_RV,) = cuda.whole(logits_RV)
         out_RV = cuda.empty(logits_RV, (R, V))
         cuda.launch(
             "cross_entropy", f"cross_entropy_pullback_{out_RV.dtype.name}", R, CUDA_THREADS,
@@ -342,10 +304,17 @@ def _cuda_pullback() -> Any:
 
 
 @cross_entropy_in_place.variant(
-    "cuda", library="cupy", when=lambda x, losses, labels, *_: _cuda_takes(x, labels)
+    "cuda",
+    library="cupy",
+    when=lambda x, losses, labels, *_: (
+        _cuda_takes(x, labels)
+        and _is_pitched(x)
+        and losses.dtype.name == "float32"
+        and losses.flags.c_contiguous
+    ),
 )
 def _cuda_in_place() -> Any:
-    """A block for each row, in two visits, the second out of the cache."""
+    """A block for each row, in two visits, the second out of the cache; losses are float32."""
 
     def in_place(
         logits_RV: Array,
@@ -356,14 +325,27 @@ def _cuda_in_place() -> Any:
         gradient: bool,
     ) -> None:
         R, V = logits_RV.shape
-        direct = losses_R.dtype.name == "float32" and losses_R.flags.c_contiguous
-        made_R = losses_R if direct else cuda.empty(logits_RV, (R,), np.float32)
         cuda.launch(
             "cross_entropy", f"cross_entropy_in_place_{logits_RV.dtype.name}", R, CUDA_THREADS,
-            logits_RV, made_R, _as(labels_R, np.int64), _as(share_R, np.float32), float(smoothing),
-            int(gradient), V,
+            logits_RV, logits_RV.strides[0] // logits_RV.itemsize, losses_R, _as(labels_R, np.int64),
+            _as(share_R, np.float32), float(smoothing), int(gradient), V,
         )  # fmt: skip
-        if not direct:
-            losses_R[...] = made_R
 
     return in_place if cuda.usable() else None
+
+
+@cross_entropy_total.variant(
+    "cuda",
+    library="cupy",
+    when=lambda losses, share: cuda.takes(losses, share) and losses.dtype.name == "float32",
+)
+def _cuda_total() -> Any:
+    """One block, and nothing is read by the host."""
+
+    def total(losses_R: Array, share_R: Array) -> Array:
+        found = cuda.empty(losses_R, ())
+        numbers = losses_R, share_R, found, losses_R.size
+        cuda.launch("cross_entropy", "cross_entropy_total", 1, CUDA_THREADS, *numbers)
+        return found
+
+    return total if cuda.usable() else None

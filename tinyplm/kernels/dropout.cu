@@ -1,7 +1,11 @@
 // Dropout by the place of each value, counted in row-major order; see dropout.py, with the same bits.
 
 template <class T>
-__device__ inline void drop(const T *x, T *y, i64 n, i64 groups, i64 seed, u32 threshold, float scale) {
+__device__ inline void drop(
+    const T *x, T *y, i64 n, i64 groups, i64 seed, const i64 *seed_at, u32 threshold, float scale) {
+    if (seed_at) { // drawn on the device
+        seed = *seed_at;
+    }
     const u32 seed_low = u32(seed), seed_high = u32(u64(seed) >> 32);
     each_value<Fits<T>::count>(n, groups, [&](auto count, i64 at) {
         const int N = decltype(count)::value;
@@ -18,7 +22,7 @@ __device__ inline void drop(const T *x, T *y, i64 n, i64 groups, i64 seed, u32 t
 
 #define MAKE(T, name) \
     extern "C" __global__ void __launch_bounds__(THREADS) dropout_##name( \
-        const T *x, T *y, i64 n, i64 groups, i64 seed, u32 threshold, float scale) { \
-        drop(x, y, n, groups, seed, threshold, scale); \
+        const T *x, T *y, i64 n, i64 groups, i64 seed, const i64 *seed_at, u32 threshold, float scale) { \
+        drop(x, y, n, groups, seed, seed_at, threshold, scale); \
     }
 EACH_TYPE(MAKE)

@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from ..backend import namespace
-from ..types import Array
+from ..backend import is_array, namespace
+from ..types import Array, Generator
 from . import cuda
 from .compiled import is_float, parallel
 from .registry import Kernel
@@ -56,6 +56,12 @@ def kept(seed: Any, index: Any, threshold: Any) -> Any:
     return random32(seed, index) >= threshold
 
 
+def drawn_seed(rng: Generator) -> Any:
+    """A seed: a number, or an array of the card that holds one, so that a step can be repeated there with another."""
+    seed = rng.integers(1 << 63)
+    return seed if is_array(seed) else int(seed)
+
+
 def threshold(rate: float) -> int:
     """What `kept` wants for a share to be dropped. With a rate of 1 one value in 2^32 would be kept: see scale."""
     return min(round(rate * 2.0**32), _LOW)
@@ -67,7 +73,7 @@ def scale(rate: float) -> float:
 
 
 @Kernel
-def dropout_forward(x: Array, rate: float, seed: int) -> Array:
+def dropout_forward(x: Array, rate: float, seed: Any) -> Array:
     """Each value 0 with probability rate, else divided by 1 - rate; the place is counted in row-major order.
 
     What is dropped is 0 even if it was not finite. With a rate of 1 all is.
@@ -80,7 +86,7 @@ def dropout_forward(x: Array, rate: float, seed: int) -> Array:
 
 
 @Kernel
-def dropout_pullback(g: Array, rate: float, seed: int) -> Array:
+def dropout_pullback(g: Array, rate: float, seed: Any) -> Array:
     """The same places of the gradient: it is linear."""
     return dropout_forward.definition(g, rate, seed)
 
@@ -121,18 +127,19 @@ def _numba() -> Any:
     return drop
 
 
-@dropout_forward.variant(
-    "cuda", library="cupy", when=lambda x, rate, _: cuda.takes(x) and 0 < rate < 1
-)
-@dropout_pullback.variant(
-    "cuda", library="cupy", when=lambda g, rate, _: cuda.takes(g) and 0 < rate < 1
-)
-def _cuda() -> Any:
-    """The same bits: only whole numbers are mixed, and there is one rounding."""
+def _cuda_takes(x: Array, rate: float, seed: Any) -> bool:
+    return cuda.known(x) and 0 < rate < 1
 
-    def drop(x: Array, rate: float, seed: int) -> Array:
+
+@dropout_forward.variant("cuda", library="cupy", when=_cuda_takes)
+@dropout_pullback.variant("cuda", library="cupy", when=_cuda_takes)
+def _cuda() -> Any:
+    """The same bits: only whole numbers are mixed, and there is one rounding, of a product in float32."""
+
+    def drop(x: Array, rate: float, seed: Any) -> Array:
+        (x,) = cuda.whole(x)
         y = cuda.empty(x, x.shape)
-        numbers = seed, np.uint32(threshold(rate)), float(x.dtype.type(scale(rate)))
+        numbers = *cuda.seed_arguments(seed), np.uint32(threshold(rate)), float(scale(rate))
         cuda.each_value("dropout", f"dropout_{x.dtype.name}", (x, y), *numbers)
         return y
 

@@ -231,11 +231,11 @@ def _cuda(name: str) -> Any:
 
     def compute(*arrays: Array) -> Array:
         y = cuda.empty(arrays[0], arrays[0].shape)
-        cuda.each_value("gelu", f"{name}_{y.dtype.name}", (*arrays, y))
+        cuda.each_value("gelu", f"{name}_{y.dtype.name}", (*cuda.whole(*arrays), y))
         return y
 
     return compute if cuda.usable() else None
 
 
 for _kernel in (gelu_forward, gelu_pullback, gelu_tanh_forward, gelu_tanh_pullback):
-    _kernel.variant("cuda", library="cupy", when=cuda.takes)(functools.partial(_cuda, _kernel.name))
+    _kernel.variant("cuda", library="cupy", when=cuda.known)(functools.partial(_cuda, _kernel.name))

@@ -1,6 +1,6 @@
 // Layer and root-mean-square normalisation of rows, with an addition before it, and the pullbacks; see layer_norm.py.
 // A pointer that is null is left out: branch and sum where nothing is added, mean and bias for root mean squares.
-// Means and scales are float, whatever the rows are stored as.
+// Means, scales and gradients of gain and bias are float, whatever the rows are stored as.
 
 template <class T, int N, int LANES, int HELD>
 __device__ inline void forward(
@@ -163,7 +163,8 @@ __device__ inline void pullback(
 }
 
 // Adds up the sums of all teams, for 32 of the 2 width columns a block: 32 runs of them, and then those.
-template <class T> __device__ inline void finish(const float *sums, T *gain, T *bias, i64 width, i64 teams) {
+extern "C" __global__ void __launch_bounds__(1024) norm_finish(
+    const float *sums, float *gain, float *bias, i64 width, i64 teams) {
     __shared__ float of_run[32][33];
     const int column = threadIdx.x % 32, run = threadIdx.x / 32;
     const i64 c = i64(blockIdx.x) * 32 + column;
@@ -180,9 +181,9 @@ template <class T> __device__ inline void finish(const float *sums, T *gain, T *
             total += of_run[i][column];
         }
         if (c < width) {
-            narrow(total, gain[c]);
-        } else if (bias) {
-            narrow(total, bias[c - width]);
+            gain[c] = total;
+        } else {
+            bias[c - width] = total;
         }
     }
 }
@@ -198,10 +199,5 @@ template <class T> __device__ inline void finish(const float *sums, T *gain, T *
         float *sums, i64 rows, i64 width, i64 teams) { \
         pullback<T, N, LANES, HELD>(g, g_sum, x, mean, scale, gain, gx, sums, rows, width, teams); \
     }
-#define MAKE(T, name) \
-    EACH_SHAPE(MAKE_ROWS, T, name) \
-    extern "C" __global__ void __launch_bounds__(1024) norm_finish_##name( \
-        const float *sums, T *gain, T *bias, i64 width, i64 teams) { \
-        finish<T>(sums, gain, bias, width, teams); \
-    }
+#define MAKE(T, name) EACH_SHAPE(MAKE_ROWS, T, name)
 EACH_TYPE(MAKE)

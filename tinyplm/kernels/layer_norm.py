@@ -297,16 +297,17 @@ the sums depends on it.
 
 
 def _cuda_takes(statistics: tuple[Array, ...], *arrays: Array | None) -> bool:
-    """Means and scales are float32 on the device, whatever rows are stored as."""
+    """Means, scales and gradients of gain and bias are float32 on the device, whatever rows are stored as."""
     present = [a for a in arrays if a is not None]
     kinds = {a.dtype.name for a in statistics}
-    return present[0].size > 0 and cuda.takes(*present) and kinds <= {"float32"}
+    return present[0].size > 0 and cuda.known(*present) and kinds <= {"float32"}
 
 
 def _cuda_norm(
     x_RC: Array, branch_RC: Array | None, gain: Array, bias: Array | None, eps: float
 ) -> tuple[Array, Array, Array, Array]:
     R, C = x_RC.shape
+    x_RC, branch_RC, gain, bias = cuda.whole(x_RC, branch_RC, gain, bias)
     sum_RC = None if branch_RC is None else cuda.empty(x_RC, (R, C))
     y_RC, scale_R1 = cuda.empty(x_RC, (R, C)), cuda.empty(x_RC, (R, 1), np.float32)
     mean_R1 = None if bias is None else cuda.empty(x_RC, (R, 1), np.float32)
@@ -329,7 +330,9 @@ def _cuda_norm_back(
 ) -> tuple[Array, Array, Array]:  # fmt: skip
     R, C = x_RC.shape
     kind = x_RC.dtype.name
-    gx_RC, g_gain, g_bias = (cuda.empty(x_RC, shape) for shape in ((R, C), (C,), (C,)))
+    g_RC, g_sum_RC, x_RC, gain = cuda.whole(g_RC, g_sum_RC, x_RC, gain)
+    gx_RC = cuda.empty(x_RC, (R, C))
+    g_gain, g_bias = (cuda.empty(x_RC, (C,), np.float32) for _ in range(2))
     shape = cuda.rows(C, g_RC, g_sum_RC, x_RC, gain, gx_RC)
     teams = min(R, TEAMS[shape.name])
     sums = cuda.empty(x_RC, (teams, 2, C), np.float32)
@@ -337,9 +340,7 @@ def _cuda_norm_back(
         "layer_norm", f"norm_pullback_{kind}_{shape.name}", -(-teams // shape.teams), cuda.THREADS,
         g_RC, g_sum_RC, x_RC, mean_R1, scale_R1, gain, gx_RC, sums, R, C, teams,
     )  # fmt: skip
-    cuda.launch(
-        "layer_norm", f"norm_finish_{kind}", -(-2 * C // 32), 1024, sums, g_gain, g_bias, C, teams
-    )
+    cuda.launch("layer_norm", "norm_finish", -(-2 * C // 32), 1024, sums, g_gain, g_bias, C, teams)
     return gx_RC, g_gain, g_bias
 
 

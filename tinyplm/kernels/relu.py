@@ -1,11 +1,13 @@
 """What is positive, and the gradient where it was."""
 
+import functools
 from typing import Any
 
 import numpy as np
 
 from ..backend import namespace
 from ..types import Array
+from . import cuda
 from .compiled import is_float, parallel
 from .registry import Kernel
 from .threads import LEAST
@@ -57,3 +59,18 @@ def _variant(kernel: Kernel, body: Any) -> None:
 
 _variant(relu_forward, _forward_part)
 _variant(relu_pullback, _pullback_part)
+
+
+def _cuda(name: str) -> Any:
+    """Groups of 16 bytes, one for each thread."""
+
+    def compute(*arrays: Array) -> Array:
+        y = cuda.empty(arrays[0], arrays[0].shape)
+        cuda.each_value("relu", f"{name}_{y.dtype.name}", (*cuda.whole(*arrays), y))
+        return y
+
+    return compute if cuda.usable() else None
+
+
+for _kernel in (relu_forward, relu_pullback):
+    _kernel.variant("cuda", library="cupy", when=cuda.known)(functools.partial(_cuda, _kernel.name))

@@ -3,7 +3,7 @@
 // Rows are added up without atomic additions, which have no order. Positions are sorted by number, keeping their order
 // (a radix sort, eight bits at a time). Then pieces of PIECE sorted positions are added up by blocks. A run of one number
 // that lies within a piece is done with that. One that reaches beyond leaves a sum in each of its pieces, and the block
-// in whose piece it begins adds these up.
+// in whose piece it begins adds these up. Sums are float, whatever the rows are stored as.
 
 // ---- copies, in units of 16, 4 or 2 bytes. A number outside of the table gives NaN, of which all bits are set.
 
@@ -114,10 +114,21 @@ extern "C" __global__ void __launch_bounds__(32) sort_move(
 
 const int PIECE = 32;
 
+template <int N> __device__ inline void put(float *to, const float (&x)[N]) {
+    if constexpr (N == 1) {
+        *to = x[0];
+    } else {
+        for (int i = 0; i < N; i += 4) {
+            const float part[4] = {x[i], x[i + 1], x[i + 2], x[i + 3]};
+            store(to + i, part);
+        }
+    }
+}
+
 // sums[piece, 0] is that of a piece's first run, sums[piece, 1] that of its last one, where they reach beyond it.
 template <class T, int N>
 __device__ inline void add(
-    const T *g, const u32 *keys, const u32 *order, T *table, float *sums, i64 n, i64 rows, i64 width) {
+    const T *g, const u32 *keys, const u32 *order, float *table, float *sums, i64 n, i64 rows, i64 width) {
     const i64 first = i64(blockIdx.x) * PIECE;
     const int count = int(n - first < PIECE ? n - first : PIECE);
     for (i64 c = i64(threadIdx.x) * N; c < width; c += THREADS * N) {
@@ -140,7 +151,7 @@ __device__ inline void add(
                         sums[(2 * i64(blockIdx.x) + (is_first ? 0 : 1)) * width + c + i] = total[i];
                     }
                 } else if (key < rows) {
-                    store(table + i64(key) * width + c, total);
+                    put(table + i64(key) * width + c, total);
                 }
                 fresh = true;
                 is_first = false;
@@ -149,8 +160,8 @@ __device__ inline void add(
     }
 }
 
-template <class T>
-__device__ inline void join(const u32 *keys, T *table, const float *sums, i64 n, i64 rows, i64 width) {
+extern "C" __global__ void __launch_bounds__(THREADS) join_rows(
+    const u32 *keys, float *table, const float *sums, i64 n, i64 rows, i64 width) {
     const i64 first = i64(blockIdx.x) * PIECE, next = first + PIECE;
     const u32 key = next < n ? keys[next] : 0;
     const bool goes_on = next < n && keys[next - 1] == key;
@@ -164,20 +175,16 @@ __device__ inline void join(const u32 *keys, T *table, const float *sums, i64 n,
         for (i64 piece = blockIdx.x + 1; piece * PIECE < n && keys[piece * PIECE] == key; piece++) {
             total += sums[2 * piece * width + c];
         }
-        narrow(total, table[i64(key) * width + c]);
+        table[i64(key) * width + c] = total;
     }
 }
 
 #define MAKE_ADD(T, name, N) \
     extern "C" __global__ void __launch_bounds__(THREADS) add_rows_##name( \
-        const T *g, const u32 *keys, const u32 *order, T *table, float *sums, i64 n, i64 rows, i64 width) { \
+        const T *g, const u32 *keys, const u32 *order, float *table, float *sums, i64 n, i64 rows, i64 width) { \
         add<T, N>(g, keys, order, table, sums, n, rows, width); \
     }
 #define MAKE(T, name) \
     MAKE_ADD(T, name##_groups, Fits<T>::count) \
-    MAKE_ADD(T, name##_single, 1) \
-    extern "C" __global__ void __launch_bounds__(THREADS) join_rows_##name( \
-        const u32 *keys, T *table, const float *sums, i64 n, i64 rows, i64 width) { \
-        join(keys, table, sums, n, rows, width); \
-    }
+    MAKE_ADD(T, name##_single, 1)
 EACH_TYPE(MAKE)

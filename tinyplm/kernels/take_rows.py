@@ -131,13 +131,17 @@ def _is_multiple(unit: int, row_bytes: int, *arrays: Array) -> bool:
 
 
 @add_rows.variant(
-    "cuda", library="cupy", when=lambda g, ids_N, rows: cuda.takes(g) and rows < 1 << 32
+    "cuda", library="cupy", when=lambda g, ids_N, rows: cuda.known(g) and rows < 1 << 32
 )
 def _cuda_add() -> Any:
-    """Positions sorted by id, keeping their order, pieces of them added up, and then sums of pieces of one id."""
+    """Positions sorted by id, keeping their order, pieces of them added up, and then sums of pieces of one id.
+
+    The table is float32, whatever rows are stored as.
+    """
 
     def add(g: Array, ids_N: Array, rows: int) -> Array:
-        table = cuda.empty(g, (rows, *g.shape[1:]), zeros=True)
+        (g,) = cuda.whole(g)
+        table = cuda.empty(g, (rows, *g.shape[1:]), np.float32, zeros=True)
         n, width = ids_N.size, math.prod(g.shape[1:])
         if not n or not table.size:
             return table
@@ -145,15 +149,11 @@ def _cuda_add() -> Any:
         pieces = -(-n // PIECE)
         sums = cuda.empty(g, (pieces, 2, width), np.float32)
         group = 16 // g.dtype.itemsize
-        whole = width % group == 0 and cuda.are_aligned(group, g, table)
-        kind, sizes = g.dtype.name, (n, rows, width)
-        cuda.launch(
-            "take_rows", f"add_rows_{kind}_{'groups' if whole else 'single'}", pieces, cuda.THREADS,
-            g, keys, order, table, sums, *sizes,
-        )  # fmt: skip
-        cuda.launch(
-            "take_rows", f"join_rows_{kind}", pieces, cuda.THREADS, keys, table, sums, *sizes
-        )
+        grouped = width % group == 0 and cuda.are_aligned(group, g) and cuda.are_aligned(4, table)
+        name = f"add_rows_{g.dtype.name}_{'groups' if grouped else 'single'}"
+        sizes = n, rows, width
+        cuda.launch("take_rows", name, pieces, cuda.THREADS, g, keys, order, table, sums, *sizes)
+        cuda.launch("take_rows", "join_rows", pieces, cuda.THREADS, keys, table, sums, *sizes)
         return table
 
     return add if cuda.usable() else None

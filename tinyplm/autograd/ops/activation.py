@@ -8,7 +8,7 @@ from ...kernels import softmax as softmax_kernels
 from ...kernels.relu import relu_forward, relu_pullback
 from ...types import Array, Pullback
 from ..engine import op
-from .broadcasting import at_least_float32
+from .broadcasting import at_least_float32, kernels_round
 from .elementwise import logistic, quiet
 
 
@@ -20,7 +20,7 @@ def relu(x: Array) -> tuple[Array, Pullback]:
 
 
 @op
-@at_least_float32
+@kernels_round
 @quiet
 def gelu(x: Array) -> tuple[Array, Pullback]:
     """X times the normal distribution function of x, by the error function (Hendrycks & Gimpel, 2016)."""
@@ -28,7 +28,7 @@ def gelu(x: Array) -> tuple[Array, Pullback]:
 
 
 @op
-@at_least_float32
+@kernels_round
 @quiet
 def gelu_tanh(x: Array) -> tuple[Array, Pullback]:
     """GELU by its tanh approximation, 0.5 x (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3))), as in GPT-2."""
@@ -66,7 +66,7 @@ def log_softmax(x: Array, *, axis: int = -1) -> tuple[Array, Pullback]:
     g - softmax(x) sum(g) is 0.
     """
     xp, nothing = namespace(x), x.dtype.type(0)
-    top = x.max(axis=axis, keepdims=True, initial=-np.inf).astype(x.dtype, copy=False)
+    top = softmax_kernels.highest(x, axis)
     shifted = x - xp.where(top == -np.inf, nothing, top)
     total = xp.exp(shifted).sum(axis=axis, keepdims=True)
     y = shifted - xp.log(xp.where(total == 0, nothing + 1, total))

@@ -11,7 +11,7 @@ from ...backend import namespace
 from ...kernels.erf import erf as _erf
 from ...types import Array, Pullback
 from ..engine import op
-from .broadcasting import alike, at_least_float32, like, same_precision, unbroadcast
+from .broadcasting import alike, at_least_float32, kernels_round, like, same_precision, unbroadcast
 
 quiet = np.errstate(all="ignore")
 
@@ -35,7 +35,7 @@ def _to_first(g: Array) -> Array:
     return g
 
 
-@at_least_float32
+@kernels_round  # CuPy's own
 def _add(a: Array, b: Array) -> tuple[Array, Pullback]:
     y = same_precision(a + b, a, b)
     like_a, like_b = like(a), like(b)
@@ -43,7 +43,7 @@ def _add(a: Array, b: Array) -> tuple[Array, Pullback]:
 
 
 @op
-@at_least_float32
+@kernels_round
 def subtract(a: Array, b: Array) -> tuple[Array, Pullback]:
     """First operand minus the second."""
     y = same_precision(a - b, a, b)
@@ -52,7 +52,7 @@ def subtract(a: Array, b: Array) -> tuple[Array, Pullback]:
 
 
 @op
-@at_least_float32
+@kernels_round
 def multiply(a: Array, b: Array) -> tuple[Array, Pullback]:
     """Product, element by element."""
     y = same_precision(a * b, a, b)

@@ -15,9 +15,9 @@ from .broadcasting import at_least_float32, is_half, like, unbroadcast
 def index(x: Array, *, key: Any) -> tuple[Array, Pullback]:
     """x[key] with any key that NumPy takes: numbers, slices, new axes, arrays of integers or booleans."""
     parts = key if isinstance(key, tuple) else (key,)
-    parts = tuple(_plain(part) for part in parts)
-    simple = not any(is_array(part) for part in parts)
     shape, dtype, xp = x.shape, x.dtype, namespace(x)
+    parts = tuple(_plain(part, xp) for part in parts)
+    simple = not any(is_array(part) for part in parts)
 
     def pullback(g: Array) -> Array:
         if simple:
@@ -37,10 +37,10 @@ def _added_up(shape: tuple[int, ...], key: Any, g: Array) -> Array:
     return total.astype(g.dtype, copy=False)
 
 
-def _plain(part: Any) -> Any:
+def _plain(part: Any, xp: Any) -> Any:
     if isinstance(part, Tensor):
         return part.array
-    return np.asarray(part) if isinstance(part, list | tuple | range) else part
+    return xp.asarray(part) if isinstance(part, list | tuple | range | np.ndarray) else part
 
 
 @op
@@ -53,21 +53,24 @@ def take_rows(table: Array, ids: Array) -> tuple[Array, Pullback]:
     Gradient:
         Row v receives the sum over every place where ids is v, in the order of the places.
 
+    Ids that lie on a card are not looked at: one that is outside gives NaN.
+
     Raises:
         IndexError: an id is negative or not below V.
     """
-    xp, shape = namespace(table), table.shape
-    ids = xp.asarray(ids)
-    _check_ids("take_rows", ids, shape[0])
+    shape = table.shape
+    ids = ids if is_array(ids) else np.asarray(ids)
+    _check_ids(ids, shape[0])
+    ids = namespace(table).asarray(ids)
     y = copy_rows(table, ids.reshape(-1)).reshape((*ids.shape, *shape[1:]))
     return y, lambda g: add_rows(g.reshape(ids.size, *shape[1:]), ids.reshape(-1), shape[0])
 
 
-def _check_ids(name: str, ids: Array, rows: int) -> None:
+def _check_ids(ids: Array, rows: int) -> None:
     if ids.dtype.kind not in "iu":
         raise TypeError(f"ids must be integers, not {ids.dtype}")
-    if ids.size and (ids.min() < 0 or ids.max() >= rows):
-        at = np.argwhere(np.asarray((ids < 0) | (ids >= rows)))[0].tolist()
+    if namespace(ids) is np and ids.size and (ids.min() < 0 or ids.max() >= rows):
+        at = np.argwhere((ids < 0) | (ids >= rows))[0].tolist()
         raise IndexError(f"ids contains {ids[tuple(at)]} at {at}, outside [0, {rows})")
 
 

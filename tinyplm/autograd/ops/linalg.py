@@ -7,12 +7,20 @@ import numpy as np
 
 from ...backend import namespace
 from ...errors import ConfigError, ShapeError
+from ...kernels import cuda
 from ...kernels.gelu import gelu_forward, gelu_pullback, gelu_tanh_forward, gelu_tanh_pullback
 from ...kernels.matmul import linear_forward, linear_gelu_forward, product_in_precision, sum_rows
 from ...kernels.precision import prepare
 from ...types import Array, Pullback
 from ..engine import Tensor, op
-from .broadcasting import at_least_float32, like, same_precision, unbroadcast
+from .broadcasting import (
+    at_least_float32,
+    is_half,
+    kernels_round,
+    like,
+    same_precision,
+    unbroadcast,
+)
 from .elementwise import quiet
 
 
@@ -44,7 +52,7 @@ def matmul(a: Array, b: Array) -> tuple[Array, Pullback]:
 
 
 @op
-@at_least_float32
+@kernels_round
 def linear(x: Array, weight: Array, bias: Array | None = None) -> tuple[Array, Pullback]:
     """X W + b over the last axis; leading axes are rows of one product.
 
@@ -64,7 +72,7 @@ def linear(x: Array, weight: Array, bias: Array | None = None) -> tuple[Array, P
 
 
 @op
-@at_least_float32
+@kernels_round
 @quiet
 def linear_gelu(
     x: Array, weight: Array, bias: Array | None = None, *, approximate: str = "none"
@@ -130,12 +138,16 @@ def _pullback_of_linear(
     shape, like_x, like_weight = x.shape, like(x), like(weight)
     like_bias = None if bias is None else like(bias)
 
+    def room() -> Array | None:
+        """Where the gradient of a weight in half precision goes: a sum over rows, it is float32."""
+        return cuda.empty(weight, weight.shape, np.float32) if is_half(weight.dtype) else None
+
     def pullback(g: Array) -> tuple[Pullback, Pullback, Pullback]:
         g_NF = g.reshape(rows, weight.shape[1])
         given = prepare(g_NF)
         return (
             lambda: unbroadcast(product_in_precision(given, right.T).reshape(shape), like_x),
-            lambda: unbroadcast(product_in_precision(left.T, given), like_weight),
+            lambda: unbroadcast(product_in_precision(left.T, given, room()), like_weight),
             lambda: unbroadcast(sum_rows(g_NF), like_bias),
         )
 

@@ -4,13 +4,22 @@ from typing import Any
 
 import numpy as np
 
-from ...backend import namespace
+from ...backend import is_array, namespace
 from ...errors import ConfigError, DataError, DtypeError, ShapeError
 from ...kernels import cross_entropy as kernels
+from ...kernels.linear_cross_entropy import linear_cross_entropy as in_slices
+from ...kernels.scale import scale_in_place
 from ...types import Array, Pullback
 from ..engine import op
 from ..modes import recording
-from .broadcasting import at_least_float32, like, same_precision, unbroadcast
+from .broadcasting import (
+    at_least_float32,
+    is_half,
+    kernels_round,
+    like,
+    same_precision,
+    unbroadcast,
+)
 from .elementwise import logistic, quiet
 
 IGNORED = -100
@@ -21,7 +30,7 @@ Reduction = str
 
 
 @op
-@at_least_float32
+@kernels_round
 @quiet
 def cross_entropy(
     logits: Array,
@@ -44,6 +53,8 @@ def cross_entropy(
         smoothing: share e of the target spread evenly over all V classes, the label's own included.
         weights: of each position; "mean" is the weighted mean.
         reduction: "mean", "sum" or "none", which gives 0 where a label is ignored.
+
+    Labels that lie on a card are not looked at: one that is outside gives NaN, and so does the mean of no position.
 
     Raises:
         IndexError: a label is outside [0, V) and not `ignored`.
@@ -72,7 +83,7 @@ def cross_entropy(
 
 
 @op
-@at_least_float32
+@kernels_round
 @quiet
 def linear_cross_entropy(
     x: Array,
@@ -116,22 +127,25 @@ def linear_cross_entropy(
     labels_N, share_N = _shares(
         "linear_cross_entropy", labels, x_ND, ignored, smoothing, weights, reduction, len(weight)
     )
-    share_N = share_N * x.dtype.type(scale)
-    total, made = kernels.linear_cross_entropy(
-        x_ND, weight, bias, labels_N, share_N, smoothing, recording()
-    )
-    y = np.asarray(total).astype(x.dtype)
+    share_N = share_N * share_N.dtype.type(scale)
+    total, made = in_slices(x_ND, weight, bias, labels_N, share_N, smoothing, recording())
+    y = namespace(x).asarray(total, share_N.dtype)
     if made is None:
         return y, _nothing_recorded
 
     def pullback(g: Array) -> tuple[Array | None, ...]:
-        gx, g_weight, g_bias = made
-        scaled: list[Any] = [
-            None if a is None else a if g == 1 else a * g for a in (gx, g_weight, g_bias)
-        ]
-        return scaled[0].reshape(shape), scaled[1], scaled[2], None
+        gx, g_weight, g_bias = (_times(a, g) for a in made)
+        return gx.reshape(shape), g_weight, g_bias, None
 
     return y, pullback
+
+
+def _times(a: Any, g: Array) -> Any:
+    """A gradient, if any, times that of the loss, mostly 1; on a card only the card knows, and a is overwritten."""
+    if a is None or namespace(a) is np:
+        return a if a is None or g == 1 else a * g
+    scale_in_place(a, g)
+    return a
 
 
 def _nothing_recorded(_: Array) -> Any:
@@ -148,40 +162,49 @@ def _shares(
     reduction: Reduction,
     classes: int | None = None,
 ) -> tuple[Array, Array]:
-    """Labels with the ignored ones at 0, and how much each position counts in the result."""
-    xp = namespace(beside)
+    """Labels with the ignored ones at 0, and how much each position counts in the result.
+
+    Shares are of the dtype beside, but at least float32. Labels are checked if the host has them.
+    """
+    xp, kind = namespace(beside), np.dtype(np.float32) if is_half(beside.dtype) else beside.dtype
     V = beside.shape[1] if classes is None else classes
-    labels = xp.asarray(labels)
+    labels = labels if is_array(labels) else np.asarray(labels)
     if labels.dtype.kind not in "iu":
         raise DtypeError(f"{name}: labels must be integers, not {labels.dtype}.")
     if not 0 <= smoothing <= 1:
         raise ConfigError(f"{name}: smoothing is {smoothing}, but it must be between 0 and 1.")
     if reduction not in ("mean", "sum", "none"):
         raise ConfigError(f"{name}: reduction is {reduction!r}; expected 'mean', 'sum' or 'none'.")
+    if namespace(labels) is np:
+        _check_labels(labels, V, ignored)
+    labels = xp.asarray(labels)
     used = labels != ignored
-    wrong = used & ((labels < 0) | (labels >= V))
-    if wrong.any():
-        at = np.argwhere(np.asarray(wrong))[0].tolist()
-        raise IndexError(
-            f"labels contains {labels[tuple(at)]} at {at}, but there are {V} classes, and {ignored} is ignored"
-        )
-    share = used.astype(beside.dtype)
+    share = used.astype(kind)
     if weights is not None:
         weights = xp.asarray(weights)
         if weights.shape != labels.shape:
             raise ShapeError(
                 f"{name}: weights has shape {weights.shape}, expected that of labels, {labels.shape}."
             )
-        share = share * weights.astype(beside.dtype)
+        share = share * weights.astype(kind)
     if reduction == "mean":
         total = share.sum(dtype=np.float64)
-        if total == 0:
+        if xp is np and total == 0:
             raise DataError(
                 f"{name}: none of the {labels.size} labels counts (all are {ignored}, or their weights add up to 0), "
                 "so the mean loss is undefined. Use longer sequences, a higher rate, or reduction='sum'."
             )
-        share = (share / total).astype(beside.dtype)
+        share = (share / total).astype(kind)
     return xp.where(used, labels, 0).reshape(-1), share.reshape(-1)
+
+
+def _check_labels(labels: Array, classes: int, ignored: int) -> None:
+    wrong = (labels != ignored) & ((labels < 0) | (labels >= classes))
+    if wrong.any():
+        at = np.argwhere(wrong)[0].tolist()
+        raise IndexError(
+            f"labels contains {labels[tuple(at)]} at {at}, but there are {classes} classes, and {ignored} is ignored"
+        )
 
 
 def _total(losses: Array) -> Array:

@@ -6,14 +6,14 @@ from ...errors import ShapeError
 from ...kernels import layer_norm as kernels
 from ...types import Array, Pullback
 from ..engine import op
-from .broadcasting import at_least_float32, like, same_precision, unbroadcast
+from .broadcasting import kernels_round, like, same_precision, unbroadcast
 from .elementwise import quiet
 
 Gradients = tuple[Array | None, Array | None]
 
 
 @op
-@at_least_float32
+@kernels_round
 @quiet
 def layer_norm(x: Array, gain: Array, bias: Array, *, eps: float = 1e-5) -> tuple[Array, Pullback]:
     """Scale the last axis to mean zero and variance one, then by gain and bias.
@@ -47,7 +47,7 @@ def layer_norm(x: Array, gain: Array, bias: Array, *, eps: float = 1e-5) -> tupl
 
 
 @op
-@at_least_float32
+@kernels_round
 @quiet
 def rms_norm(x: Array, gain: Array, *, eps: float = 1e-6) -> tuple[Array, Pullback]:
     """Scale the last axis to root mean square one, then by gain.
@@ -72,7 +72,7 @@ def rms_norm(x: Array, gain: Array, *, eps: float = 1e-6) -> tuple[Array, Pullba
 
 
 @op
-@at_least_float32
+@kernels_round
 @quiet
 def residual_layer_norm(
     x: Array, branch: Array, gain: Array, bias: Array, *, eps: float = 1e-5
@@ -107,7 +107,7 @@ def residual_layer_norm(
 
 
 @op
-@at_least_float32
+@kernels_round
 @quiet
 def residual_rms_norm(
     x: Array, branch: Array, gain: Array, *, eps: float = 1e-6

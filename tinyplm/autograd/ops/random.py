@@ -1,10 +1,12 @@
 """Ops that draw."""
 
+from typing import Any
+
 from ...errors import ConfigError
-from ...kernels.dropout import dropout_forward, dropout_pullback
+from ...kernels.dropout import drawn_seed, dropout_forward, dropout_pullback
 from ...types import Array, Generator, Pullback
 from ..engine import op
-from .broadcasting import at_least_float32
+from .broadcasting import kernels_round
 
 
 @op
@@ -21,11 +23,11 @@ def dropout(x: Array, *, rate: float, rng: Generator | None) -> tuple[Array, Pul
     check_rate(rate)
     if rng is None or rate == 0:
         return x, lambda g: g
-    return _dropped(x, rate, int(rng.integers(1 << 63)))
+    return _dropped(x, rate=rate, seed=drawn_seed(rng))
 
 
-@at_least_float32
-def _dropped(x: Array, rate: float, seed: int) -> tuple[Array, Pullback]:
+@kernels_round
+def _dropped(x: Array, *, rate: float, seed: Any) -> tuple[Array, Pullback]:
     return dropout_forward(x, rate, seed), lambda g: dropout_pullback(g, rate, seed)
 
 

@@ -194,11 +194,38 @@ def test_rows_are_added_up_in_order_whether_ids_are_many_or_few(device, n, rows,
     (found,) = run("add_rows", (g, ids, rows))
     expected = np.zeros((rows, 8))
     np.add.at(expected, ids, wide(g))
-    assert_same_bits(found, expected.astype(dtype))
+    assert_same_bits(found, expected.astype(np.float32))
+
+
+@TYPES
+def test_sums_of_rows_in_half_precision_are_not_rounded_to_it(device, dtype):
+    """More equal rows than a half can count one by one."""
+    (found,) = run("add_rows", (np.ones((5000, 8), dtype), np.zeros(5000, int), 2))
+    assert (found[0] == 5000).all()
+
+
+@TYPES
+def test_rows_of_logits_may_lie_apart(device, dtype):
+    logits, losses, *rest = arguments("cross_entropy_in_place", (5, 37), dtype)
+    room = np.full((5, 48), 7, dtype)
+    room[:, :37] = logits
+    given = room[:, :37], losses
+    assert VARIANTS["cross_entropy_in_place"].when(*given, *rest)
+    VARIANTS["cross_entropy_in_place"].build()(*given, *rest)
+    assert_right("cross_entropy_in_place", (logits, losses, *rest), given, dtype)
+    assert (room[:, 37:] == 7).all()
+
+
+@TYPES
+def test_a_factor_of_one_changes_no_bit(device, dtype):
+    x = np.random.default_rng(0).standard_normal((9, 33)).astype(dtype)
+    (found,) = run("scale_in_place", (x, np.ones((), np.float32)))
+    assert_same_bits(found, x)
 
 
 @TYPES
 def test_dropout_has_the_same_bits(device, dtype):
+    """As the definition in float32, rounded once; the seed is a number, or lies on the device."""
     x = np.random.default_rng(0).standard_normal((37, 29)).astype(dtype)
     for rate, seed in ((0.1, 0), (0.5, 7), (0.9, (1 << 62) + 12345)):
         expected = dropout.dropout_forward.definition(x.astype(np.float32), rate, seed)
@@ -227,7 +254,6 @@ extern "C" __global__ void try_random(const u32 *given, u32 *found, i64 n) {
 def test_random_bits_are_those_that_are_known(device, monkeypatch, tmp_path):
     (tmp_path / "prelude.cu").write_text(
         (cuda.FOLDER / "prelude.cu").read_text(encoding="utf-8"), encoding="utf-8"
-    """As the definition in float32, rounded once; the seed is a number, or lies on the device."""
     )
     (tmp_path / "tried.cu").write_text(TRIED, encoding="utf-8")
     monkeypatch.setattr(cuda, "FOLDER", tmp_path)

@@ -147,7 +147,7 @@ def _scores_back(rng, R, C):
 
 def _adam(rng, R, C):
     p, g, m = (rng.standard_normal((R, C)) for _ in range(3))
-    return p, g, m, rng.uniform(0, 1, (R, C)), 0.5, 0.99, 0.9, 0.999, 1e-3, 0.5, 1e-8
+    return p, g, m, rng.uniform(0, 1, (R, C)), 0.5, 0.99, 0.9, 0.999, 0.1, 1e-3, 1e-3, 2.0, 1e-8
 
 
 def _few_rows(rng, R, C):

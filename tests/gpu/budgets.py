@@ -87,9 +87,9 @@ def _rows_of(forward: Budget, pullback: Budget, name: str) -> dict[str, Budget]:
 
 BUDGETS: dict[str, dict[str, Budget]] = {
     "adam": {
-        r"adamw_update_\w+": Budget(64, blocks=4, wanted=VECTORS),
-        r"squares_\w+": Budget(64, blocks=4, shared=64, wanted="LDG.128", excused="float64"),
-        r"add_up": Budget(64, shared=64, excused="float64"),
+        r"adamw_update_many": Budget(64, blocks=4, wanted=f"{VECTORS} STG.64"),
+        r"squares_of_many": Budget(64, blocks=4, shared=64, wanted="LDG.128", excused="float64"),
+        r"add_up|clip_by_norm": Budget(64, 1024, shared=256, excused="float64"),
     },
     "cross_entropy": {
         r"cross_entropy_forward_\w+": Budget(64, 512, 2, shared=128, wanted="LDG.128"),

@@ -1,5 +1,6 @@
 // The .cu files as plain C++: a thread of a block is a coroutine, and one block runs after the other. A warp runs until all
 // of it wait for the block, and only then the next: where a barrier is missing, one warp is far ahead of another.
+#include <algorithm>
 #include <cmath>
 #include <csetjmp>
 #include <cstdint>
@@ -16,6 +17,7 @@
 #define __global__
 #define __shared__ static
 #define __launch_bounds__(...)
+#define __grid_constant__
 
 struct dim3 {
     unsigned x, y, z;
@@ -55,6 +57,18 @@ inline uint4 load_16_bytes(const void *from) {
     return *static_cast<const uint4 *>(from);
 }
 inline uint4 load_16_bytes_if(bool present, const void *from) { return present ? load_16_bytes(from) : uint4{0, 0, 0, 0}; }
+inline uint2 load_8_bytes(const void *from) {
+    if (uint64_t(from) % 8 != 0) {
+        std::abort();
+    }
+    return *static_cast<const uint2 *>(from);
+}
+inline void store_8_bytes(void *to, uint2 w) {
+    if (uint64_t(to) % 8 != 0) {
+        std::abort();
+    }
+    *static_cast<uint2 *>(to) = w;
+}
 inline void store_16_bytes(void *to, uint4 w) {
     if (uint64_t(to) % 16 != 0) {
         std::abort();
@@ -76,6 +90,7 @@ static char stacks[MOST][STACK];
 static bool started[MOST], finished[MOST], stuck[MOST]; // stuck: until the whole block is there
 static int current, alive, alive_of_warp[MOST / 32];
 static void (*job)();
+static long progress; // grows with all that others may wait for
 
 static void give_way() {
     if (_setjmp(at[current]) == 0) {
@@ -98,10 +113,12 @@ struct Barrier { // of so many threads that have not finished
     void wait(const int &present, bool whole_block) {
         const int mine = lap;
         arrived++;
+        progress++;
         while (mine == lap) {
             if (arrived >= present) {
                 arrived = 0;
                 lap++;
+                progress++;
                 if (whole_block) {
                     std::memset(stuck, 0, sizeof stuck);
                 }
@@ -229,9 +246,12 @@ template <int UNDER_WAY> void wait_for_copies() {
 
 inline float exp2_near(float x) { return std::exp2(x); }
 
+#include "emulated_hopper.h"
+
 static void begin() {
     job();
     finished[current] = true;
+    progress++;
     alive--;
     alive_of_warp[current / 32]--;
     std::memset(stuck, 0, sizeof stuck); // those who wait have one less to wait for
@@ -270,13 +290,14 @@ void launch(void (*kernel)(P...), long blocks, int threads, long shared, void **
             contexts[i].uc_link = nullptr;
             makecontext(&contexts[i], begin, 0);
         }
+        begin_block(threads);
         while (alive > 0) {
+            const long before = progress;
             for (int warp = 0; warp < threads; warp += 32) {
-                for (bool goes_on = true; goes_on;) {
-                    goes_on = false;
+                for (long seen = -1; seen != progress;) {
+                    seen = progress;
                     for (int i = warp; i < warp + 32; i++) {
                         if (!finished[i] && !stuck[i]) {
-                            goes_on = true;
                             current = i;
                             threadIdx = {unsigned(i), 0, 0};
                             give_turn();
@@ -284,7 +305,11 @@ void launch(void (*kernel)(P...), long blocks, int threads, long shared, void **
                     }
                 }
             }
+            if (progress == before) {
+                nobody_goes_on(threads);
+            }
         }
+        end_block(threads);
         for (int i = 0; i < 1024; i++) {
             if (dynamic_room[shared + i] != 0xff) {
                 std::fprintf(stderr, "written behind the dynamic shared memory\n");

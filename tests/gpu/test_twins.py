@@ -7,7 +7,7 @@ import twins
 from accuracy import assert_same_bits
 from device_cases import VARIANTS, arguments, assert_right
 
-from tinyplm.kernels import cuda, dropout, layer_norm, many
+from tinyplm.kernels import cuda, dropout, layer_norm
 from tinyplm.kernels.registry import KERNELS
 
 WIDTHS = {
@@ -92,8 +92,7 @@ def test_updates_and_norms_of_buffers_in_the_order_of_the_device(n):
     assert_right("adamw_update", given, twins.adamw_update(*given), np.float32)
     x = given[0].reshape(-1)
     exact = np.sum(x.astype(np.float64) ** 2)
-    for blocks in (1, 3, 300):
-        assert abs(twins.squares(x, blocks) - exact) <= 1e-13 * exact
+    assert abs(twins.squares(x) - exact) <= 1e-13 * exact
 
 
 def test_philox_gives_the_published_answers():
@@ -130,10 +129,9 @@ def test_norms_have_the_bits_of_the_device_code(built, monkeypatch, width):
 @pytest.mark.parametrize("n", [5, 1024, 9000])
 def test_sums_and_updates_have_the_bits_of_the_device_code(built, monkeypatch, n):
     built.install(monkeypatch)
-    monkeypatch.setattr(many, "CUDA_BLOCKS", 3)
     x = np.random.default_rng(n).standard_normal(n).astype(np.float32)
     total = VARIANTS["sum_of_squares"].build()(x)
-    assert float(total) == twins.squares(x, min(3, -(-n // 1024)))
+    assert float(total) == twins.squares(x)
     given = arguments("adamw_update", (1, n), np.float32)
     own = [a.copy() for a in given[:4]]
     VARIANTS["adamw_update"].build()(*own, *given[4:])

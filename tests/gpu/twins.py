@@ -165,33 +165,36 @@ def add_rows(g_NC, ids, rows, piece=32):
     return table
 
 
-def adamw_update(p, g, m, v, shrink, decay, b_1, b_2, step_size, root_correction, eps):
-    kinds = (shrink, decay, b_1, b_2, 1 - b_1, 1 - b_2, step_size, 1 / root_correction, eps)
-    shrink, decay, b_1, b_2, rest_1, rest_2, step_size, root, eps = map(SINGLE, kinds)
+def adamw_update(p, g, m, v, *numbers):
+    shrink, decay, b_1, b_2, rest_1, rest_2, step_size, root, eps = map(SINGLE, numbers)
     s = g * shrink
     m = b_1 * m + rest_1 * s
     v = b_2 * v + rest_2 * (s * s)
     return p * decay - step_size * m / (np.sqrt(v) * root + eps), m, v
 
 
-def squares(x, blocks, threads=256, group=4):
-    """In float64: thread t of all adds up the groups t, t + threads, ..., then blocks, then these by one block."""
+def squares(x, piece=4096, threads=256, group=4):
+    """In float64: thread t of a piece's block adds up the groups t, t + threads, ..., then the block its threads, and
+    at last one block the pieces."""
+    sums = np.array([_squares(x[i : i + piece], threads, group) for i in range(0, x.size, piece)])
+    last = np.zeros(1024)
+    for start in range(0, sums.size, last.size):
+        some = sums[start : start + last.size]
+        last[: some.size] += some
+    return team_sum(last)
+
+
+def _squares(x, threads, group):
     groups = x.size // group
-    step = blocks * threads
-    own = np.zeros(step)
+    own = np.zeros(threads)
     body = x[: groups * group].reshape(groups, group).astype(np.float64)
-    for start in range(0, groups, step):
-        some = body[start : start + step]
+    for start in range(0, groups, threads):
+        some = body[start : start + threads]
         for i in range(group):
             own[: len(some)] += some[:, i] * some[:, i]
     rest = x[groups * group :].astype(np.float64)
     own[: rest.size] += rest * rest
-    sums = team_sum(own.reshape(blocks, threads))
-    last = np.zeros(threads)
-    for start in range(0, blocks, threads):
-        some = sums[start : start + threads]
-        last[: len(some)] += some
-    return team_sum(last)
+    return team_sum(own)
 
 
 def philox(counter, key):

@@ -14,9 +14,9 @@ from tinyplm.kernels.many import row_of, sum_of_squares, table_of
 DTYPES = st.sampled_from(["float32", "float64"])
 SIZES = st.lists(st.integers(0, 50), min_size=1, max_size=8)
 LARGE = [3, 0, 100_003, 1, 0, 40_000, 65_536, 0]
-NUMBERS = {
-    "shrink": 0.5, "beta_1": 0.9, "beta_2": 0.99, "step_size": 1e-2, "root_correction": 0.3, "eps": 1e-8,
-}  # fmt: skip
+SHRINK, DECAY = 0.5, 0.9
+NUMBERS = (0.9, 0.99, 0.1, 0.01, 1e-2, 1 / 0.3, 1e-8)
+"""As adamw_update wants them, behind the decay."""
 
 
 def drawn(sizes, dtype, seed=0):
@@ -73,19 +73,17 @@ def updated(way, sizes, dtype, strided=False):
     v = [np.abs(a) for a in drawn(sizes, dtype, 4)]
     if strided:
         g = [np.repeat(a, 2)[::2] for a in g]
-    decay = [0.9 if i % 2 else 1.0 for i in range(len(sizes))]
-    way(p, g, m, v, decay)
+    way(p, g, m, v, [i % 2 == 1 for i in range(len(sizes))])
     return [*p, *m, *v]
 
 
-def together(p, g, m, v, decay):
-    Updates(p, m, v)(g, decay, **NUMBERS)
+def together(p, g, m, v, decays):
+    Updates(p, m, v, decays, [None] * len(p))(g, (DECAY, *NUMBERS), SHRINK)
 
 
-def alone(p, g, m, v, decay):
-    for row in zip(p, g, m, v, strict=True):
-        rest = dict(NUMBERS)
-        adamw_update.definition(*row, rest.pop("shrink"), decay.pop(0), *rest.values())
+def alone(p, g, m, v, decays):
+    for *row, own in zip(p, g, m, v, decays, strict=True):
+        adamw_update.definition(*row, SHRINK, DECAY if own else 1.0, *NUMBERS)
 
 
 @given(SIZES, DTYPES, st.booleans())
@@ -112,7 +110,7 @@ def test_updates_of_large_arrays_have_the_same_bits_every_time(monkeypatch, core
 
 def test_updates_are_of_their_parameters_only():
     p = drawn([2, 3], "float32")
-    updates = Updates(p, p, p)
+    updates = Updates(p, p, p, [True] * 2, [None] * 2)
     assert updates.are_of(list(p))
     assert not updates.are_of([p[0]])
     assert not updates.are_of([p[0], p[1].copy()])

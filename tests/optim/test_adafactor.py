@@ -99,7 +99,7 @@ def test_a_relative_step_shrinks_with_the_root_of_time():
         optimizer.steps = 1_000 * (len(moved) + 1) * 20 - 1
         before = p.numpy().copy()
         p.grad = np.array([1.0])
-        optimizer._squares["p"][0][...] = 1.0
+        optimizer.arrays()["square.p"][...] = 1.0
         optimizer.step(1.0)
         moved.append(float(before[0] - p.numpy()[0]))
         p.write()[...] = 1e-9

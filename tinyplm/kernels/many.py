@@ -6,6 +6,7 @@ holds the number of all items.
 """
 
 import functools
+import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -15,6 +16,7 @@ from ..backend import namespace
 from ..types import Array
 from . import cuda
 from .compiled import array_at, jit, parallel, plus
+from .pieces import Pieces, whole
 from .registry import Kernel
 from .threads import LEAST, parts
 
@@ -121,29 +123,74 @@ def _numba() -> Any:
     return squares
 
 
-CUDA_BLOCKS = 1056
-"""Eight for each multiprocessor of an H200; a number for all devices, as the order of the sums depends on it."""
-
-
 @sum_of_squares.variant(
     "cuda", library="cupy", when=lambda *arrays: all(cuda.takes(a) for a in arrays)
 )
 def _cuda() -> Any:
-    """A kernel for each array, and one that adds up. The sum stays on the device: whoever reads it waits for it."""
+    """One launch for all arrays, and one that adds up. The sum stays on the device: whoever reads it waits for it."""
 
     def squares(*arrays: Array) -> Array:
-        blocks = [min(CUDA_BLOCKS, -(-a.size // (4 * cuda.THREADS))) for a in arrays]
-        sums = cuda.empty(arrays[0], (sum(blocks),), np.float64)
-        total, start = cuda.empty(arrays[0], (), np.float64), 0
-        for a, count in zip(arrays, blocks, strict=True):
-            group = 16 // a.dtype.itemsize
-            groups = a.size // group if cuda.are_aligned(group, a) else 0
-            cuda.launch(
-                "adam", f"squares_{a.dtype.name}", count, cuda.THREADS,
-                a, a.size, groups, sums[start : start + count],
-            )  # fmt: skip
-            start += count
-        cuda.launch("adam", "add_up", 1, cuda.THREADS, sums, total, sums.size)
+        sums = _squares_on_device(Pieces(arrays[0], [a.size for a in arrays]), arrays[0], arrays)
+        total = cuda.empty(arrays[0], (), np.float64)
+        cuda.launch("adam", "add_up", 1, SUMMING, sums, sums.size, total)
         return total
 
     return squares if cuda.usable() else None
+
+
+SUMMING = 1024
+"""Threads of the block that adds up; as in adam.cu."""
+
+
+def _squares_on_device(pieces: Pieces, like: Array, arrays: Sequence[Array]) -> Array:
+    """The sum of squares of each piece."""
+    sums = cuda.empty(like, (pieces.count,), np.float64)
+    pieces.launch("squares_of_many", arrays, sums)
+    return sums
+
+
+class Clipping:
+    """Loss and gradient norm of a step, and what clipping makes of them, where the gradients are: nobody waits.
+
+    Where loss or norm is not finite the factor is 0, which leaves everything as it is, and so it is ever after: the
+    update at which the host notices is the one that was left out first.
+
+    Attributes:
+        found: float64, the loss and the norm.
+        factor: float32, what the gradients are to be multiplied by, and 1 if an update was left out.
+    """
+
+    def __init__(self, like: Array) -> None:
+        self.found = cuda.empty(like, (2,), np.float64, zeros=True)
+        self.factor = cuda.empty(like, (2,), np.float32, zeros=True)
+        self._sizes: list[int] | None = None
+
+    def __call__(self, gradients: Sequence[Array], losses: Array, limit: float | None) -> None:
+        """Look at the gradients.
+
+        Args:
+            gradients: float32, float16 or bfloat16.
+            losses: float64, of the batches; the loss is their sum.
+            limit: longest norm allowed, or None.
+        """
+        gradients, most = whole(gradients), math.inf if limit is None else limit
+        if not cuda.usable() or not all(cuda.takes(g) for g in gradients):
+            return self._in_plain_code(gradients, losses, most)
+        sizes = [g.size for g in gradients]
+        if sizes != self._sizes:
+            self._pieces, self._sizes = Pieces(losses, sizes), sizes
+        sums = _squares_on_device(self._pieces, losses, gradients)
+        cuda.launch(
+            "adam", "clip_by_norm", 1, SUMMING,
+            sums, sums.size, losses, losses.size, float(most), self.found, self.factor,
+        )  # fmt: skip
+
+    def _in_plain_code(self, gradients: Sequence[Array], losses: Array, limit: float) -> None:
+        """What the kernels compute."""
+        xp = namespace(losses)
+        squares = [xp.square(g.astype(np.float64)).sum() for g in gradients]
+        loss, norm = losses.sum(), xp.sqrt(sum(squares, xp.zeros(())))
+        self.found[0], self.found[1] = loss, norm
+        fine = xp.isfinite(loss) & xp.isfinite(norm) & (self.factor[1] == 0)
+        self.factor[0] = xp.where(fine, xp.minimum(limit / (norm + 1e-6), 1), 0)
+        self.factor[1] = xp.where(fine, 0, 1)

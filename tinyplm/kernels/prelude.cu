@@ -61,6 +61,20 @@ __device__ inline uint4 load_16_bytes_if(bool present, const void *from) {
                  : "memory");
     return w;
 }
+__device__ inline uint2 load_8_bytes(const void *from) {
+    uint2 w;
+    asm volatile("ld.global.v2.u32 {%0, %1}, [%2];"
+                 : "=r"(w.x), "=r"(w.y)
+                 : "l"(__cvta_generic_to_global(from))
+                 : "memory");
+    return w;
+}
+__device__ inline void store_8_bytes(void *to, uint2 w) {
+    asm volatile("st.global.v2.u32 [%0], {%1, %2};"
+                 :
+                 : "l"(__cvta_generic_to_global(to)), "r"(w.x), "r"(w.y)
+                 : "memory");
+}
 __device__ inline void store_16_bytes(void *to, uint4 w) {
     asm volatile("st.global.v4.u32 [%0], {%1, %2, %3, %4};"
                  :
@@ -122,7 +136,7 @@ template <int N, class T> __device__ inline void load(const T *from, float (&x)[
     if constexpr (N == 1) {
         x[0] = wide(*from);
     } else if constexpr (N * sizeof(T) == 8) {
-        const uint2 w = *reinterpret_cast<const uint2 *>(from);
+        const uint2 w = load_8_bytes(from);
         unpack(w.x, x, T());
         unpack(w.y, x + 4 / sizeof(T), T());
     } else {
@@ -135,8 +149,13 @@ template <int N, class T> __device__ inline void store(T *to, const float (&x)[N
     const int each = 4 / sizeof(T);
     if constexpr (N == 1) {
         narrow(x[0], *to);
+    } else if constexpr (N * sizeof(T) == 8) {
+        uint2 w;
+        w.x = pack(x, T());
+        w.y = pack(x + each, T());
+        store_8_bytes(to, w);
     } else {
-        static_assert(N * sizeof(T) == 16, "one value or 16 bytes");
+        static_assert(N * sizeof(T) == 16, "one value, 8 bytes or 16");
         uint4 w;
         w.x = pack(x, T());
         w.y = pack(x + each, T());

@@ -6,6 +6,8 @@ from .adafactor import Adafactor as Adafactor
 from .adam import AdamW as AdamW
 from .clip import gradient_norm as gradient_norm
 from .clip import shrink as shrink
+from .optimizer import Optimizer as Optimizer
+from .optimizer import masters as masters
 from .schedule import SCHEDULES as SCHEDULES
 from .sgd import SGD as SGD
 

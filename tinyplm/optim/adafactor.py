@@ -1,14 +1,17 @@
 """Adafactor: Adaptive Learning Rates with Sublinear Memory Cost (Shazeer & Stern, 2018, arXiv:1804.04235)."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from ..autograd import Tensor
-from ..backend import namespace
+from ..backend import is_array, namespace
 from ..errors import ConfigError
 from ..types import Array
+from .optimizer import Optimizer, as_kind
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,7 +33,7 @@ class _Rule:
             raise ConfigError(f"weight_decay={self.weight_decay} must not be negative.")
 
 
-class Adafactor:
+class Adafactor(Optimizer):
     """Steps of gradients over the root of their mean squares, of which a matrix keeps those of rows and columns only.
 
         b = 1 - t^-decay;  s = g^2 + eps
@@ -76,73 +79,55 @@ class Adafactor:
             warm=warm,
             weight_decay=weight_decay,
         )
-        self.parameters = dict(parameters)
-        self.steps = 0
-        self._squares: dict[str, tuple[Array, ...]] = {}
-        for name, p in self.parameters.items():
-            xp = namespace(p.array)
-            shapes = [p.shape]
-            if p.ndim >= 2:
-                shapes = [p.shape[:-1], (*p.shape[:-2], p.shape[-1])]
-            self._squares[name] = tuple(xp.zeros(shape, p.dtype) for shape in shapes)
+        super().__init__(parameters)
 
-    def step(self, learning_rate: float, *, shrink: float = 1.0) -> None:
-        """Update every parameter from its gradient, multiplied by shrink (for clipping)."""
+    def memory(self, p: Tensor) -> dict[str, tuple[int, ...]]:
+        """Mean squares of rows and columns, or of each value."""
+        if p.ndim < 2:
+            return {"square": p.shape}
+        return {"rows": p.shape[:-1], "columns": (*p.shape[:-2], p.shape[-1])}
+
+    def advance(self, learning_rate: float) -> tuple[float, ...]:
+        """How much of the squares is kept, how much is new, and the size of steps."""
         self.steps += 1
         rule, t = self.rule, self.steps
         if rule.relative:
             learning_rate *= min(1e-6 * t if rule.warm else 1e-2, 1 / math.sqrt(t))
-        for name, p in self.parameters.items():
-            if p.grad is not None and p.size:
-                self._update(p, p.grad, self._squares[name], learning_rate, shrink)
+        kept = 1 - t**-rule.decay
+        return kept, 1 - kept, learning_rate
 
-    def _update(
-        self, p: Tensor, g: Array, squares: tuple[Array, ...], learning_rate: float, shrink: float
+    def update(
+        self, p: Array, g: Array, memory: Sequence[Array], numbers: Any, shrink: Any
     ) -> None:
-        rule, xp, kind = self.rule, namespace(p.array), p.dtype.type
-        memory = 1 - self.steps**-rule.decay
-        u = g * kind(shrink)
+        """One parameter."""
+        rule, xp, kind = self.rule, namespace(p), p.dtype.type
+        kept, new, size = numbers
+        u = g * as_kind(shrink, p)
         s = u * u
         s += kind(rule.eps)
-        for kept, axis in zip(squares, (-1, -2) if p.ndim >= 2 else (None,), strict=True):
-            kept *= kind(memory)
-            kept += (s if axis is None else s.mean(axis=axis)) * kind(1 - memory)
+        for squares, axis in zip(memory, (-1, -2) if p.ndim >= 2 else (None,), strict=True):
+            squares *= as_kind(kept, p)
+            squares += (s if axis is None else s.mean(axis=axis)) * as_kind(new, p)
         if p.ndim >= 2:
-            rows, columns = squares
+            rows, columns = memory
             u /= xp.sqrt(rows / rows.mean(axis=-1, keepdims=True))[..., None]
             u /= xp.sqrt(columns)[..., None, :]
         else:
-            u = u / xp.sqrt(squares[0])
-        size = learning_rate
+            u = u / xp.sqrt(memory[0])
         if rule.scaled:
-            size *= max(rule.least_scale, _root_mean_square(p.array))
-        values = p.write()
+            size = size * _largest(rule.least_scale, _root_mean_square(p))
         if rule.weight_decay:
-            values *= kind(1 - size * rule.weight_decay)
-        values -= u * kind(size / max(1.0, _root_mean_square(u) / rule.clip))
-
-    def arrays(self) -> dict[str, Array]:
-        """Mean squares of every parameter, to be saved: of rows and columns, or of each value."""
-        return {
-            f"{kind}.{name}": kept
-            for name, squares in self._squares.items()
-            for kind, kept in zip(
-                ("rows", "columns") if squares[1:] else ("square",), squares, strict=True
-            )
-        }
-
-    def state(self) -> dict[str, Any]:
-        """What else must be saved."""
-        return {"steps": self.steps}
-
-    def restore(self, arrays: Mapping[str, Array], state: Mapping[str, Any]) -> None:
-        """Go on from what arrays() and state() returned."""
-        self.steps = int(state["steps"])
-        for name, kept in self.arrays().items():
-            kept[...] = arrays[name]
+            p *= as_kind(1 - size * rule.weight_decay, p)
+        p -= u * as_kind(size / _largest(1.0, _root_mean_square(u) / rule.clip), p)
 
 
-def _root_mean_square(x: Array) -> float:
-    xp = namespace(x)
-    flat = x.reshape(-1)
-    return math.sqrt(float(xp.dot(flat, flat)) / x.size)
+def _root_mean_square(x: Array) -> Any:
+    """A number in NumPy; on a device it stays there."""
+    xp, flat = namespace(x), x.reshape(-1)
+    if xp is np:
+        return math.sqrt(float(np.dot(flat, flat)) / x.size)
+    return xp.sqrt(xp.square(flat).mean())
+
+
+def _largest(a: float, b: Any) -> Any:
+    return namespace(b).maximum(a, b) if is_array(b) else max(a, b)

@@ -1,15 +1,15 @@
 """AdamW: Decoupled Weight Decay Regularization (Loshchilov & Hutter, 2019, arXiv:1711.05101), algorithm 2."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from ..autograd import Tensor
-from ..backend import namespace
 from ..errors import ConfigError
-from ..kernels.adam import Updates
+from ..kernels.adam import Updates, adamw_update, updates_of
 from ..types import Array
+from .optimizer import Optimizer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,7 +31,7 @@ class _Rule:
             )
 
 
-class AdamW:
+class AdamW(Optimizer):
     """Adam with weight decay that does not pass through the moments.
 
         m = b1 m + (1 - b1) g;  v = b2 v + (1 - b2) g^2
@@ -57,57 +57,50 @@ class AdamW:
         weight_decay: float = 0.01,
     ) -> None:
         self.rule = _Rule(beta_1=beta_1, beta_2=beta_2, eps=eps, weight_decay=weight_decay)
-        self.parameters = dict(parameters)
-        self.steps = 0
-        self._moments: dict[str, tuple[Array, Array]] = {}
-        for name, p in self.parameters.items():
-            xp = namespace(p.array)
-            self._moments[name] = (xp.zeros(p.shape, p.dtype), xp.zeros(p.shape, p.dtype))
-        self._updates = Updates([], [], [])
+        super().__init__(parameters)
+        self._updates: Updates | None = None
 
-    def step(self, learning_rate: float, *, shrink: float = 1.0) -> None:
-        """Update every parameter from its gradient, multiplied by shrink (for clipping)."""
+    def memory(self, p: Tensor) -> dict[str, tuple[int, ...]]:
+        """Both moments."""
+        return {"mean": p.shape, "square": p.shape}
+
+    def advance(self, learning_rate: float) -> tuple[float, ...]:
+        """As kernels.adam.NUMBERS has them."""
         self.steps += 1
         rule = self.rule
         correction = 1 - rule.beta_1**self.steps
         root_correction = math.sqrt(1 - rule.beta_2**self.steps)
-        least = 1 - learning_rate * rule.weight_decay
-        names, values, gradients, decay = [], [], [], []
-        for name, p in self.parameters.items():
-            if p.grad is not None:
-                names.append(name)
-                values.append(p.write())
-                gradients.append(p.grad)
-                decay.append(least if p.ndim >= 2 else 1.0)
-        if not self._updates.are_of(values):
-            moments = [self._moments[name] for name in names]
-            self._updates = Updates(values, [m for m, _ in moments], [v for _, v in moments])
-        self._updates(
-            gradients,
-            decay,
-            shrink,
-            rule.beta_1,
-            rule.beta_2,
-            learning_rate / correction,
-            root_correction,
-            rule.eps,
+        return (
+            *(1 - learning_rate * rule.weight_decay, rule.beta_1, rule.beta_2),
+            *(1 - rule.beta_1, 1 - rule.beta_2),
+            *(learning_rate / correction, 1 / root_correction, rule.eps),
         )
 
-    def arrays(self) -> dict[str, Array]:
-        """Both moments of every parameter, to be saved."""
-        return {
-            f"{kind}.{name}": moment
-            for name, pair in self._moments.items()
-            for kind, moment in zip(("mean", "square"), pair, strict=True)
-        }
+    def update(
+        self, p: Array, g: Array, memory: Sequence[Array], numbers: Any, shrink: Any
+    ) -> None:
+        """One parameter by itself."""
+        decay = numbers[0] if p.ndim >= 2 else 1.0
+        arrays = p, g, *memory
+        if p.ndim == 0:  # arithmetic on an array without axes gives no array in NumPy
+            arrays = tuple(a.reshape(1) for a in arrays)
+        adamw_update(*arrays, shrink, decay, *(numbers[i] for i in range(1, len(numbers))))
 
-    def state(self) -> dict[str, Any]:
-        """What else must be saved."""
-        return {"steps": self.steps}
-
-    def restore(self, arrays: Mapping[str, Array], state: Mapping[str, Any]) -> None:
-        """Go on from what arrays() and state() returned."""
-        self.steps = int(state["steps"])
-        for name, (m, v) in self._moments.items():
-            m[...] = arrays[f"mean.{name}"]
-            v[...] = arrays[f"square.{name}"]
+    def apply(self, numbers: Any, shrink: Any = 1.0) -> None:
+        """All parameters in one loop, or one launch, where that can be."""
+        given = {name: p.grad for name, p in self.parameters.items() if p.grad is not None}
+        behind = [self.values_behind(name, self.parameters[name]) for name in given]
+        values = [value for value, _ in behind]
+        if self._updates is None or not self._updates.are_of(values):
+            memory = [self._memory[name] for name in given]
+            self._updates = updates_of(
+                values,
+                [m["mean"] for m in memory],
+                [m["square"] for m in memory],
+                [value.ndim >= 2 for value in values],
+                [copy for _, copy in behind],
+            )
+        if self._updates is None:
+            super().apply(numbers, shrink)
+        else:
+            self._updates(list(given.values()), numbers, shrink)

@@ -1,16 +1,16 @@
 """Stochastic gradient descent, with momentum if wanted (Polyak, 1964; in the form of Sutskever et al., 2013)."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..autograd import Tensor
-from ..backend import namespace
 from ..errors import ConfigError
 from ..types import Array
+from .optimizer import Optimizer, as_kind
 
 
-class SGD:
+class SGD(Optimizer):
     """p -= lr (u + decay p), where u = momentum u + g.
 
     Args:
@@ -30,40 +30,28 @@ class SGD:
             raise ConfigError(
                 f"momentum={momentum} must be at least 0 and below 1, weight_decay={weight_decay} not negative."
             )
-        self.parameters = dict(parameters)
         self.momentum = momentum
         self.weight_decay = weight_decay
-        self._velocity: dict[str, Array] = {}
-        if momentum:
-            for name, p in self.parameters.items():
-                self._velocity[name] = namespace(p.array).zeros(p.shape, p.dtype)
+        super().__init__(parameters)
 
-    def step(self, learning_rate: float, *, shrink: float = 1.0) -> None:
-        """Update every parameter from its gradient, multiplied by shrink (for clipping)."""
-        for name, p in self.parameters.items():
-            if p.grad is None:
-                continue
-            kind = p.dtype.type
-            update = p.grad * kind(shrink)
-            if self.momentum:
-                velocity = self._velocity[name]
-                velocity *= kind(self.momentum)
-                velocity += update
-                update = velocity
-            values = p.write()
-            if self.weight_decay and p.ndim >= 2:
-                values *= kind(1 - learning_rate * self.weight_decay)
-            values -= update * kind(learning_rate)
+    def memory(self, p: Tensor) -> dict[str, tuple[int, ...]]:
+        """The velocity, by the name of the parameter alone."""
+        return {"": p.shape} if self.momentum else {}
 
-    def arrays(self) -> dict[str, Array]:
-        """The velocity of every parameter, to be saved; nothing without momentum."""
-        return dict(self._velocity)
+    def advance(self, learning_rate: float) -> tuple[float, ...]:
+        """The learning rate, and what decay leaves."""
+        self.steps += 1
+        return learning_rate, 1 - learning_rate * self.weight_decay
 
-    def state(self) -> dict[str, Any]:
-        """What else must be saved."""
-        return {}
-
-    def restore(self, arrays: Mapping[str, Array], state: Mapping[str, Any]) -> None:
-        """Go on from what arrays() and state() returned."""
-        for name, velocity in self._velocity.items():
-            velocity[...] = arrays[name]
+    def update(
+        self, p: Array, g: Array, memory: Sequence[Array], numbers: Any, shrink: Any
+    ) -> None:
+        """One parameter."""
+        update = g * as_kind(shrink, p)
+        for velocity in memory:
+            velocity *= p.dtype.type(self.momentum)
+            velocity += update
+            update = velocity
+        if self.weight_decay and p.ndim >= 2:
+            p *= as_kind(numbers[1], p)
+        p -= update * as_kind(numbers[0], p)

@@ -92,7 +92,9 @@ def attention(
     k,
     v,
     bias,
+    differences=None,
     causal=False,
+    window=None,
     mask=None,
     key_padding=None,
     scale=None,
@@ -103,9 +105,12 @@ def attention(
     T, S = q.shape[-2], k.shape[-2]
     scores = q @ k.transpose(-1, -2) * (q.shape[-1] ** -0.5 if scale is None else scale)
     scores = scores if bias is None else scores + bias
+    scores = scores if differences is None else scores + by_difference(differences, T)
     allowed = torch.ones(scores.shape, dtype=bool)
     if causal:
         allowed = allowed.tril(S - T)
+    if window is not None:
+        allowed = allowed.tril(S - T + window - 1).triu(S - T - window + 1)
     if mask is not None:
         allowed = allowed & torch.tensor(mask)
     if key_padding is not None:
@@ -119,10 +124,11 @@ def attention(
     return (used @ v, p) if return_probabilities else used @ v
 
 
-def packed_attention(qkv, bias, heads, **rules):
+def packed_attention(qkv, bias, differences, heads, **rules):
     B, T, width = qkv.shape
     q, k, v = qkv.reshape(B, T, 3, heads, -1).permute(2, 0, 3, 1, 4)
-    return attention(q, k, v, bias, **rules).transpose(1, 2).reshape(B, T, width // 3)
+    y = attention(q, k, v, bias, differences, **rules)
+    return y.transpose(1, 2).reshape(B, T, width // 3)
 
 
 def packed_cross_attention(q, kv, heads, **rules):

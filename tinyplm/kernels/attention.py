@@ -5,8 +5,11 @@
 Scores never exist whole: they are made for a tile of queries that fits the cache. Small problems keep their
 probabilities for the pullback; otherwise these are made again, from the scores and the logarithm of each row's sum.
 
-Layout: q (B, H, T, K), k (B, H, S, K), v (B, H, S, J), any strides. With `causal`, query t stands at position
-t + S - T, so that the last query sees every key, as it does when earlier keys come from a cache.
+Layout: q (B, H, T, K), k (B, H, S, K), v (B, H, S, J), any strides. Query t stands at position t + S - T, so that
+with `causal` the last one sees every key, as it does when earlier keys come from a cache.
+
+A bias has four axes that broadcast to (B, H, T, S); or two, (H, S + T - 1), if it depends only on how far a key is from
+a query: key s and query t get value s - t + T - 1 of their head. Its gradient has its shape.
 """
 
 import math
@@ -18,7 +21,8 @@ import numpy as np
 from ..backend import namespace
 from ..types import Array
 from .compiled import address, array_at, exponential_below, gemm, largest, parallel, plus
-from .dropout import kept, scale, threshold
+from .dropout import scale
+from .philox import GROUP, kept, philox, threshold
 from .registry import Kernel
 from .softmax import score_softmax, score_softmax_pullback
 from .threads import LEAST, available, has_products, parts
@@ -27,6 +31,10 @@ TILE = 1 << 20
 """Scores in one tile of the definition, and most that are kept: 4 MB of float32."""
 ROWS = 64
 """Queries of a head that the compiled variants take at once; 128 and 256 were slower."""
+
+LOW = (1 << 32) - 1
+HALVES = np.empty(0, np.uint16)
+"""What decisions of dropout are read as: two in a word, the lower half first, as processors have them in memory."""
 
 Slices = tuple[slice, slice, slice]
 
@@ -39,14 +47,21 @@ class Rules(NamedTuple):
         mask: booleans that broadcast to (B, H, T, S), true where a key may be seen; or None.
         scale: factor of the scores.
         rate: share of probabilities dropped.
-        seed: of the dropout; the same seed drops the same.
+        seed: of the dropout; the same seed drops the same. While a graph is captured, an array that holds it.
+        window: keys this far from a query's position, or farther, are not seen, on either side; or None.
     """
 
     causal: bool
     mask: Array | None
     scale: float
     rate: float = 0.0
-    seed: int = 0
+    seed: Any = 0
+    window: int | None = None
+
+    def reach(self, T: int, S: int) -> tuple[int, int]:
+        """How many positions a query sees back and ahead, its own included in both; as bounds where all are seen."""
+        far = S + T if self.window is None else self.window
+        return far, 1 if self.causal else far
 
 
 class Kept(NamedTuple):
@@ -74,8 +89,9 @@ def attention_forward(
     y = xp.empty((B, T, H, J), q.dtype).swapaxes(1, 2)
     keep = keep or math.prod(shape) <= TILE
     p_all = xp.zeros(shape, q.dtype) if keep else None
+    pairs = None if bias is None else _of_pairs(bias, shape)
     for b, h, t in _tiles(shape):
-        p, seen = _probabilities(q, k, bias, rules, (b, h, t))
+        p, seen = _probabilities(q, k, pairs, rules, (b, h, t))
         if p_all is not None:
             p_all[b, h, t, :seen] = p
         if rules.rate:
@@ -101,10 +117,11 @@ def attention_pullback(
     shape = (*q.shape[:3], k.shape[2])
     gq, gk, gv = into
     gq[...], gk[...], gv[...] = 0, 0, 0
-    g_bias = None if bias is None else xp.zeros(bias.shape, bias.dtype)
+    pairs = None if bias is None else _of_pairs(bias, shape)
+    g_pairs = None if pairs is None else xp.zeros(pairs.shape, pairs.dtype)
     for b, h, t in _tiles(shape):
         if found.p is None:
-            p, seen = _probabilities(q, k, bias, rules, (b, h, t))
+            p, seen = _probabilities(q, k, pairs, rules, (b, h, t))
         else:
             seen = _seen(t, shape, rules)
             p = found.p[b, h, t, :seen]
@@ -119,13 +136,15 @@ def attention_pullback(
         if g_p is not None:
             gs += g_p[b, h, t, :seen]
         # A bias is added to scores that are scaled already: its gradient comes before the scale.
-        score_softmax_pullback(_groups(gs), _groups(p), rules.scale if g_bias is None else 1.0)
-        if g_bias is not None:
-            _add_to_bias(g_bias, gs, (b, h, t), seen)
+        score_softmax_pullback(_groups(gs), _groups(p), rules.scale if g_pairs is None else 1.0)
+        if g_pairs is not None:
+            _add_to_bias(g_pairs, gs, (b, h, t), seen)
             gs *= gs.dtype.type(rules.scale)
         gq[b, h, t] = gs @ k[b, h, :seen]
         gk[b, h, :seen] += gs.swapaxes(-1, -2) @ q[b, h, t]
-    return g_bias
+    if g_pairs is None or bias is None or bias.ndim == 4:
+        return g_pairs
+    return by_difference(g_pairs[0])
 
 
 def _tiles(shape: tuple[int, ...]) -> Iterator[Slices]:
@@ -148,7 +167,7 @@ def _tiles(shape: tuple[int, ...]) -> Iterator[Slices]:
 def _seen(t: slice, shape: tuple[int, ...], rules: Rules) -> int:
     """How many keys the last query of a tile can see at most."""
     T, S = shape[2:]
-    return min(S, max(0, t.stop + S - T)) if rules.causal else S
+    return min(S, max(0, t.stop - 1 + S - T + rules.reach(T, S)[1]))
 
 
 def _probabilities(
@@ -168,9 +187,33 @@ def _probabilities(
     if rules.mask is not None:
         hidden = ~rules.mask[_within(rules.mask.shape, tile, seen)]
         xp.copyto(s, s.dtype.type(-np.inf), where=hidden)
-    first = t.start + S - q.shape[2] if rules.causal else S
-    score_softmax(_groups(s), scale, first)
+    back, ahead = rules.reach(q.shape[2], S)
+    first, last = t.start + S - q.shape[2], t.stop - 1 + S - q.shape[2]  # positions
+    if last >= back:
+        too_far = xp.arange(seen) <= xp.arange(first, last + 1)[:, None] - back
+        xp.copyto(s, s.dtype.type(-np.inf), where=too_far)
+    score_softmax(_groups(s), scale, first + ahead - 1)
     return s, seen
+
+
+def _of_pairs(bias: Array, shape: tuple[int, ...]) -> Array:
+    """A bias of four axes; one by difference is seen as that of all pairs, without a copy."""
+    if bias.ndim == 4:
+        return bias
+    xp, (row, one), (H, T, S) = namespace(bias), bias.strides, shape[1:]
+    # The last query comes first in it.
+    return xp.lib.stride_tricks.as_strided(bias, (1, H, T, S), (0, row, one, one))[:, :, ::-1]
+
+
+def by_difference(g: Array) -> Array:
+    """What belongs to pairs (H, T, S), added up for each difference: (H, S + T - 1)."""
+    xp, (H, T, S) = namespace(g), g.shape
+    # Read as rows that are one shorter, each row of S values and T zeros is shifted against the one before.
+    wide = xp.zeros((H, T, S + T), g.dtype)
+    wide[:, :, :S] = g[:, ::-1]
+    shifted = wide.reshape(H, -1)[:, : T * (S + T - 1)].reshape(H, T, S + T - 1)
+    total: Array = shifted.sum(axis=1)
+    return total
 
 
 def _product(a: Array, b: Array) -> Array:
@@ -202,9 +245,8 @@ def _factors(rules: Rules, tile: Slices, shape: tuple[int, ...], like: Array) ->
     b, h, t = (
         xp.arange(*part.indices(n), dtype=np.int64) for part, n in zip(tile, shape, strict=False)
     )
-    row = (b[:, None, None] * shape[1] + h[:, None]) * shape[2] + t
-    place = row[..., None] * shape[3] + xp.arange(like.shape[-1], dtype=np.int64)
-    stays = kept(rules.seed, place, threshold(rules.rate))
+    heads = b[:, None, None] * shape[1] + h[:, None]
+    stays = kept(rules.seed, heads, t, like.shape[-1], threshold(rules.rate))
     return stays.astype(like.dtype) * like.dtype.type(scale(rules.rate))
 
 
@@ -241,6 +283,17 @@ def _adjust_row(row: Any, bias: Any, mask: Any, b: int, h: int, t: int, seen: in
             row[s] = row[s] if mask[b, h, t, s] else hidden
 
 
+def _draw(seed: int, unit: int, t: int, keys: int, drawn: Any) -> None:
+    """Fill words with the decisions of `philox.kept` about a query's first keys: two in each, in the keys' order."""
+    for quad in range(4 * ((keys + GROUP - 1) // GROUP)):
+        one, two, three, four = philox(unit, t, quad, 0, seed & LOW, seed >> 32)
+        at = quad // 4 * 16 + quad % 4
+        drawn[at] = one
+        drawn[at + 4] = two
+        drawn[at + 8] = three
+        drawn[at + 12] = four
+
+
 def _turn(at: Any, step: Any, S: int, K: int, turned: Any) -> None:
     """Copy the S rows of K values at an address as columns: BLAS is twice as fast with them."""
     for s in range(S):
@@ -251,12 +304,13 @@ def _turn(at: Any, step: Any, S: int, K: int, turned: Any) -> None:
 
 def _forward_part(
     team: Any, part: int, start: int, stop: int,
-    q: Any, k: Any, v: Any, bias: Any, mask: Any, times: Any, causal: Any, bar: Any, more: Any, seed: Any,
-    rows: Any, scratch: Any, y: Any, p: Any, log_sum: Any,
+    q: Any, k: Any, v: Any, bias: Any, mask: Any, times: Any,
+    back: Any, ahead: Any, bar: Any, more: Any, seed: Any, rows: Any, words: Any, scratch: Any, y: Any, p: Any,
+    log_sum: Any,
 ) -> None:  # fmt: skip
     _, H, T, K = q.shape
     S, J, size, kind = k.shape[2], v.shape[3], q.itemsize, y.dtype.type
-    own = scratch[part]
+    own, drawn = scratch[part], words[part]
     turned, shares, space = own[: K * S], own[K * S : K * S + rows], own[K * S + rows :]
     low = kind(-np.inf)
     for unit in range(start, stop):
@@ -271,7 +325,7 @@ def _forward_part(
             k_at, k_step = address(turned), S
         for first in range(0, T, rows):
             last = min(first + rows, T)
-            most = min(S, max(0, last + S - T)) if causal else S
+            most = min(S, max(0, last - 1 + S - T + ahead))
             # Probabilities that are kept are made where they stay. Else rows are of whole vectors.
             width = S if p.size else -(-most // 16) * 16
             scores = address(p) + size * (unit * T + first) * S if p.size else address(space)
@@ -281,11 +335,13 @@ def _forward_part(
             )  # fmt: skip
             for t in range(first, last):
                 row = array_at(scores + size * (t - first) * width, width, space)
-                seen = min(S, max(0, t + 1 + S - T)) if causal else S
+                seen = min(S, max(0, t + S - T + ahead))
                 for s in range(seen, width):
                     row[s] = low
                 if bias.size or mask.size:
                     _adjust_row(row, bias, mask, b, h, t, seen)
+                for s in range(min(seen, max(0, t + S - T - back + 1))):
+                    row[s] = low
                 total, top = _softmax_row(row)
                 empty = total == 0
                 share = kind(1) if empty else kind(1) / total
@@ -296,10 +352,11 @@ def _forward_part(
                     shares[t - first] = share
                     log_sum[unit * T + t] = -low if empty else top + kind(math.log(total))
                 if bar:
-                    place = (unit * T + t) * S
+                    _draw(seed, unit, t, seen, drawn)
+                    halves = array_at(address(drawn), 2 * drawn.size, HALVES)
                     used = array_at(address(space) + size * (t - first) * width, width, space)
                     for s in range(seen):
-                        used[s] = row[s] * (more if kept(seed, place + s, bar) else kind(0))
+                        used[s] = row[s] * (more if halves[s] >= bar else kind(0))
                     for s in range(seen, most):
                         used[s] = 0
             if most:
@@ -323,12 +380,13 @@ def _forward_part(
 
 def _pullback_part(
     team: Any, part: int, start: int, stop: int,
-    g: Any, q: Any, k: Any, v: Any, bias: Any, mask: Any, times: Any, causal: Any, bar: Any, more: Any, seed: Any,
-    rows: Any, scratch: Any, y: Any, p: Any, log_sum: Any, gq: Any, gk: Any, gv: Any, together: Any, g_bias: Any,
+    g: Any, q: Any, k: Any, v: Any, bias: Any, mask: Any, times: Any,
+    back: Any, ahead: Any, bar: Any, more: Any, seed: Any, rows: Any, words: Any, scratch: Any, y: Any, p: Any,
+    log_sum: Any, gq: Any, gk: Any, gv: Any, together: Any, g_bias: Any,
 ) -> None:  # fmt: skip
     B, H, T, K = q.shape
     S, J, size, kind = k.shape[2], v.shape[3], q.itemsize, y.dtype.type
-    own = scratch[part]
+    own, drawn = scratch[part], words[part]
     keys, values, space = own[: K * S], own[K * S : (K + J) * S], own[(K + J) * S :]
     low = kind(-np.inf)
     # A bias is added to scores that are scaled already: its gradient comes before the scale.
@@ -365,7 +423,7 @@ def _pullback_part(
                 row[i] = 0
         for first in range(0, T, rows):
             last = min(first + rows, T)
-            most = min(S, max(0, last + S - T)) if causal else S
+            most = min(S, max(0, last - 1 + S - T + ahead))
             count = last - first
             width = S if p.size else -(-most // 16) * 16
             scores = address(space)
@@ -390,7 +448,7 @@ def _pullback_part(
             for t in range(first, last):
                 row = array_at(probabilities + size * (t - first) * width, width, space)
                 g_row = array_at(scores + size * (t - first) * width, width, space)
-                seen = min(S, max(0, t + 1 + S - T)) if causal else S
+                seen = min(S, max(0, t + S - T + ahead))
                 for s in range(seen, width):
                     g_row[s] = 0
                 if not p.size:
@@ -398,6 +456,8 @@ def _pullback_part(
                         row[s] = low
                     if bias.size or mask.size:
                         _adjust_row(row, bias, mask, b, h, t, seen)
+                    for s in range(min(seen, max(0, t + S - T - back + 1))):
+                        row[s] = low
                     all_of_it = log_sum[unit * T + t]
                     for s in range(width):
                         row[s] = exponential_below(row[s] - all_of_it)
@@ -407,10 +467,11 @@ def _pullback_part(
                 for i in range(J):
                     along = plus(along, g_y[i] * y_row[i])
                 if bar:
-                    place = (unit * T + t) * S
+                    _draw(seed, unit, t, width, drawn)
+                    halves = array_at(address(drawn), 2 * drawn.size, HALVES)
                     dropped = array_at(used + size * (t - first) * width, width, space)
                     for s in range(width):
-                        factor = more if kept(seed, place + s, bar) else kind(0)
+                        factor = more if halves[s] >= bar else kind(0)
                         g_row[s] = outer * row[s] * (g_row[s] * factor - along)
                         dropped[s] = row[s] * factor
                 else:
@@ -462,16 +523,22 @@ def _has_rows(a: Array) -> bool:
 def _setting(rules: Rules, q: Array, k: Array, bias: Array | None) -> tuple[Any, ...]:
     """What both bodies want to know besides the arrays."""
     shape, kind = (*q.shape[:3], k.shape[2]), q.dtype.type
+    pairs = None if bias is None else _of_pairs(bias, shape)
     return (
-        np.empty((0, 0, 0, 0), q.dtype) if bias is None else np.broadcast_to(bias, shape),
+        np.empty((0, 0, 0, 0), q.dtype) if pairs is None else np.broadcast_to(pairs, shape),
         np.empty((0, 0, 0, 0), bool) if rules.mask is None else np.broadcast_to(rules.mask, shape),
         kind(rules.scale),
-        rules.causal,
+        *rules.reach(q.shape[2], k.shape[2]),
         threshold(rules.rate) if rules.rate else 0,
         kind(scale(rules.rate)) if rules.rate else kind(1),
         rules.seed,
         min(q.shape[2], ROWS),
     )
+
+
+def _words(parts: int, keys: int, rules: Rules) -> Array:
+    """Room for the decisions of dropout about one query, for each part; rows have up to 15 keys more."""
+    return np.empty((parts, 16 * (-(-(keys + 15) // GROUP)) if rules.rate else 0), np.uint32)
 
 
 def _sharing(q: Array, k: Array) -> dict[str, int]:
@@ -494,6 +561,8 @@ def _numba_forward() -> Any:
         _forward_part,
         _softmax_row,
         _adjust_row,
+        _draw,
+        philox,
         _turn,
         strided=("q", "k", "v", "bias", "mask", "y"),
     )
@@ -509,7 +578,8 @@ def _numba_forward() -> Any:
         setting, sharing = _setting(rules, q, k, bias), _sharing(q, k)
         room = K * S + setting[-1] * (S + 16)
         scratch = np.empty((parts(B * H, **sharing), room), q.dtype)
-        run(B * H, q, k, v, *setting, scratch, y, p.reshape(-1, S), log_sum, **sharing)
+        words = _words(len(scratch), S, rules)
+        run(B * H, q, k, v, *setting, words, scratch, y, p.reshape(-1, S), log_sum, **sharing)
         return Kept(y, p if keep else None, log_sum)
 
     return forward
@@ -528,7 +598,7 @@ def _numba_forward() -> Any:
 def _numba_pullback() -> Any:
     """As forward; the sum over p times its gradient comes from y, so that a row is read once."""
     strided = ("g", "q", "k", "v", "bias", "mask", "y", "gq", "gk", "gv")
-    run = parallel(_pullback_part, _adjust_row, _turn, strided=strided)
+    run = parallel(_pullback_part, _adjust_row, _draw, philox, _turn, strided=strided)
     if run is None:
         return None
 
@@ -546,20 +616,23 @@ def _numba_pullback() -> Any:
         (B, H, T, K), (S, J) = q.shape, v.shape[2:]
         setting, sharing = _setting(rules, q, k, bias), _sharing(q, k)
         together = 1
-        if bias is not None and bias.shape[0] == 1:
+        if bias is not None and (bias.ndim == 2 or bias.shape[0] == 1):
             together = -(-B // -(-sharing["most"] // H))  # no more sums than keep all threads busy
             sharing["least"] = -(-sharing["least"] // together)
         groups = -(-B // together)
         g_bias = np.zeros((0 if bias is None else groups, H, T, S), q.dtype)
         room = (K + J) * S + 2 * setting[-1] * (S + 15)
         scratch = np.empty((parts(groups * H, **sharing), room), q.dtype)
+        words = _words(len(scratch), S, rules)
         p = np.empty((0, S), q.dtype) if found.p is None else found.p.reshape(-1, S)
         run(
-            groups * H, g, q, k, v, *setting, scratch, found.y, p, found.log_sum, *into, together, g_bias,
+            groups * H, g, q, k, v, *setting, words, scratch, found.y, p, found.log_sum, *into, together, g_bias,
             **sharing,
         )  # fmt: skip
         if bias is None:
             return None
+        if bias.ndim == 2:
+            return by_difference(g_bias.sum(axis=0))
         axes = tuple(i for i, n in enumerate(bias.shape) if n != g_bias.shape[i])
         return g_bias.sum(axis=axes, keepdims=True) if axes else g_bias
 

@@ -217,7 +217,7 @@ class Stack(Module):
         seen = {
             "causal": self.causal,
             "key_padding": key_padding,
-            "position_bias": self.position(T, past + T),
+            "differences": self.position.differences(T, past + T),
         }
         shared: dict[str, Any] = {"cache": cache, "inspection": inspection, "rng": rng}
         reads: dict[str, Any] = {"memory": memory, "memory_padding": memory_padding}

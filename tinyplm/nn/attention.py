@@ -167,7 +167,7 @@ class SelfAttention(Module):
         *,
         causal: bool,
         key_padding: Array | None = None,
-        position_bias: Tensor | None = None,
+        differences: Tensor | None = None,
         cache: Cache | None = None,
         layer: int = 0,
         inspection: Inspection | None = None,
@@ -178,7 +178,8 @@ class SelfAttention(Module):
         Args:
             x: what queries, keys and values are made of.
             causal: a position sees none after it.
-            position_bias: added to the scaled scores; broadcasts to (B, H, T, S).
+            differences: (H, S + T - 1), added to the scaled scores by how far a key is from a query, as in
+                `ops.attention`.
             key_padding: (B, S) booleans, true where a key is real; S counts those in the cache.
             cache: extended by the keys and values of x under the number `layer`.
             layer: which of the cache's layers this is.
@@ -190,7 +191,8 @@ class SelfAttention(Module):
         if cache is None and inspection is None:
             y: Any = ops.packed_attention(
                 qkv,
-                position_bias,
+                None,
+                differences,
                 heads=self.heads,
                 causal=causal,
                 key_padding=key_padding,
@@ -207,7 +209,8 @@ class SelfAttention(Module):
             q,
             k,
             v,
-            position_bias,
+            None,
+            differences,
             causal=causal,
             key_padding=key_padding,
             scale=self.scale,

@@ -60,18 +60,20 @@ class RelativeBias(Module):
         self.bidirectional = bidirectional
 
     def __call__(self, queries: int, keys: int) -> Tensor:
-        """Biases (1, H, T, S) of the last `queries` of `keys` positions."""
-        differences = np.arange(1 - keys, queries)
+        """Biases (1, H, T, S) of the last `queries` of `keys` positions, all pairs of them."""
+        pairs = ops.by_difference(self.differences(queries, keys), queries=queries)
+        return ops.reshape(pairs, shape=(1, *pairs.shape))
+
+    def differences(self, queries: int, keys: int) -> Tensor:
+        """The same by difference, (H, S + T - 1): from key 0 for the last query to the last key for the first."""
         found = buckets_of(
-            differences,
+            np.arange(1 - keys, queries),  # the first query stands at keys - queries
             buckets=self.table.shape[0],
             max_distance=self.max_distance,
             bidirectional=self.bidirectional,
         )
-        # The first query stands at keys - queries: from key 0 for the last query to the last key for the first.
-        per_difference = ops.take_rows(self.table, namespace(self.table.array).asarray(found))
-        pairs = ops.by_difference(ops.transpose(per_difference), queries=queries)
-        return ops.reshape(pairs, shape=(1, *pairs.shape))
+        rows = ops.take_rows(self.table, namespace(self.table.array).asarray(found))
+        return ops.transpose(rows)
 
 
 class ClippedPositions(Module):

@@ -22,7 +22,12 @@ def _attention(d: Draw) -> Sample:
     K, J = d.integer(1, 3), d.integer(1, 3)
     scores = (*leading, T, S)
     bias = d.array(d.broadcastable(scores)) if d.rarely(2) else None
+    differences = None
+    if bias is None and leading and T and S and d.rarely(2):
+        differences = d.array((leading[-1], S + T - 1))
     attributes: dict[str, Any] = {"causal": d.boolean()}
+    if d.rarely(3):
+        attributes["window"] = d.integer(1, 4)
     if d.rarely(3):
         attributes["mask"] = d.booleans(d.broadcastable(scores))
     if leading and d.rarely(3):
@@ -34,7 +39,7 @@ def _attention(d: Draw) -> Sample:
     if d.rarely(3):
         attributes["return_probabilities"] = True
     q, k, v = (d.array((*leading, *shape)) for shape in ((T, K), (S, K), (S, J)))
-    return Sample((q, k, v, bias), attributes)
+    return Sample((q, k, v, bias, differences), attributes)
 
 
 def _one_by_one(
@@ -42,8 +47,10 @@ def _one_by_one(
     k: Array,
     v: Array,
     bias: Array | None = None,
+    differences: Array | None = None,
     *,
     causal: bool = False,
+    window: int | None = None,
     mask: Array | None = None,
     key_padding: Array | None = None,
     scale: float | None = None,
@@ -55,6 +62,8 @@ def _one_by_one(
     *leading, T, K = q.shape
     S = k.shape[-2]
     scores = (*leading, T, S)
+    if differences is not None:
+        bias = _pairs(differences, queries=T)
     added = np.broadcast_to(0.0 if bias is None else bias, scores)
     allowed = np.broadcast_to(True if mask is None else mask, scores)
     p, y = np.zeros(scores), np.zeros((*leading, T, v.shape[-1]))
@@ -68,6 +77,7 @@ def _one_by_one(
             if allowed[(*place, s)]
             and (key_padding is None or key_padding[head[0], s])
             and (not causal or s <= t + S - T)
+            and (window is None or abs(s - (t + S - T)) < window)
         ]
         score = {
             s: math.fsum(q[place] * k[(*head, s)]) * (K**-0.5 if scale is None else scale)
@@ -97,7 +107,7 @@ def kept_factors(q: Array, k: Array, rate: float, rng: Any) -> Array:
 
 def _keeps(s: Sample) -> int:
     """Inputs, result, probabilities, a sum for each row, and the mask: one given, or two joined."""
-    q, k, v, _ = s.inputs
+    q, k, v, *_ = s.inputs
     total = sum(x.nbytes for x in s.inputs if x is not None)
     rows = count(q.shape[:-1])
     total += 8 * rows * (k.shape[-2] + v.shape[-1] + 1)
@@ -193,23 +203,33 @@ def _packed(d: Draw) -> Sample:
         attributes["scale"] = 0.7
     if d.rarely(3):
         attributes |= {"rate": 0.4, "rng": Seed(d.integer(0, 99))}
+    if d.rarely(3):
+        attributes["window"] = d.integer(1, 4)
     bias = d.array(d.broadcastable((B, heads, T, T))) if d.rarely(2) else None
-    return Sample((d.array((B, T, 3 * heads * K)), bias), attributes)
+    differences = d.array((heads, 2 * T - 1)) if bias is None and d.rarely(2) else None
+    return Sample((d.array((B, T, 3 * heads * K)), bias, differences), attributes)
 
 
-def _unpacked(qkv: Array, bias: Array | None = None, *, heads: int, **attributes: Any) -> Any:
+def _unpacked(
+    qkv: Array,
+    bias: Array | None = None,
+    differences: Array | None = None,
+    *,
+    heads: int,
+    **attributes: Any,
+) -> Any:
     B, T, width = qkv.shape
     q, k, v = qkv.reshape(B, T, 3, heads, -1).transpose(2, 0, 3, 1, 4)
-    y = _one_by_one(q, k, v, bias, **attributes)
+    y = _one_by_one(q, k, v, bias, differences, **attributes)
     return y.swapaxes(1, 2).reshape(B, T, width // 3)
 
 
 def _packed_keeps(s: Sample) -> int:
     """Inputs, result, probabilities, a sum for each row, and the mask."""
-    (qkv, bias), heads = s.inputs, s.attributes["heads"]
+    (qkv, *added), heads = s.inputs, s.attributes["heads"]
     B, T, width = qkv.shape
     padding = s.attributes.get("key_padding")
-    rest = sum(0 if x is None else x.nbytes for x in (bias, padding))
+    rest = sum(0 if x is None else x.nbytes for x in (*added, padding))
     return qkv.nbytes + 8 * (B * T * width // 3 + B * heads * T * (T + 1)) + rest
 
 

@@ -4,8 +4,10 @@ import math
 from typing import Any
 
 from ...backend import namespace
-from ...errors import DtypeError, ShapeError
+from ...errors import ConfigError, DtypeError, ShapeError
 from ...kernels.attention import Kept, Rules, attention_forward, attention_pullback
+from ...kernels.attention import by_difference as added_by_difference
+from ...kernels.dropout import drawn_seed
 from ...types import Array, Generator, Pullback
 from ..engine import op
 from .broadcasting import at_least_float32
@@ -21,8 +23,10 @@ def attention(
     k: Array,
     v: Array,
     bias: Array | None = None,
+    differences: Array | None = None,
     *,
     causal: bool = False,
+    window: int | None = None,
     mask: Array | None = None,
     key_padding: Array | None = None,
     scale: float | None = None,
@@ -36,14 +40,18 @@ def attention(
 
     Shapes:
         q: (..., T, K); k: (..., S, K); v: (..., S, J); result: (..., T, J), with at most two
-        leading axes. bias: broadcasts to (..., T, S), and receives its gradient in its own shape.
+        leading axes. bias: broadcasts to (..., T, S); differences: (H, S + T - 1), H being the last leading axis.
+        Both receive their gradient in their own shape.
 
     Args:
         q: queries.
         k: keys.
         v: values.
-        bias: added to the scaled scores; positions, for example.
+        bias: added to the scaled scores.
+        differences: the same for a bias that depends only on how far a key is from a query: key s and query t of a head
+            get its value s - t + T - 1. Not beside a bias.
         causal: query t sees keys up to t + S - T: the last query sees all, as when earlier keys come from a cache.
+        window: keys this far from t + S - T, or farther, are not seen, on either side.
         mask: booleans that broadcast to (..., T, S), true where a key may be seen.
         key_padding: booleans (B, S), true where a key is real; B is the first axis of q.
         scale: factor of the scores, 1 / sqrt(K) by default.
@@ -67,12 +75,12 @@ def attention(
             f"attention: q {q.shape}, k {k.shape}, v {v.shape} do not fit; expected (..., T, K), "
             "(..., S, K), (..., S, J) with at most two leading axes."
         )
-    rules = _rules(causal, _allowed(mask, key_padding, q, k), q, scale, rate, rng)
+    rules = _rules(causal, window, _allowed(mask, key_padding, q, k), q, scale, rate, rng)
     q4, k4, v4 = _four(q), _four(k), _four(v)
     full = (*q4.shape[:3], k4.shape[2])
-    bias4 = None if bias is None else _fits(_four(bias), full, "bias")
+    bias4 = _added("attention", bias, differences, full)
     found = attention_forward(q4, k4, v4, bias4, rules, return_probabilities)
-    shapes = tuple(None if x is None else x.shape for x in (q, k, v, bias))
+    shapes = tuple(None if x is None else x.shape for x in (q, k, v, bias, differences))
 
     def pullback(g: Any) -> tuple[Any, ...]:
         g_p, xp = None, namespace(q4)
@@ -84,8 +92,8 @@ def attention(
         g4 = g.reshape(found.y.shape)
         g_bias = attention_pullback(g4, g_p, q4, k4, v4, bias4, rules, found, into)
         return tuple(
-            None if x is None else x.reshape(s)
-            for x, s in zip((*into, g_bias), shapes, strict=True)
+            None if s is None else x.reshape(s)
+            for x, s in zip((*into, g_bias, g_bias), shapes, strict=True)
         )
 
     y = found.y.reshape(*q.shape[:-1], v.shape[-1])
@@ -100,9 +108,11 @@ def attention(
 def packed_attention(
     qkv: Array,
     bias: Array | None = None,
+    differences: Array | None = None,
     *,
     heads: int,
     causal: bool = False,
+    window: int | None = None,
     key_padding: Array | None = None,
     scale: float | None = None,
     rate: float = 0.0,
@@ -113,13 +123,16 @@ def packed_attention(
     Heads are read and written in place: nothing is split, turned or joined.
 
     Shapes:
-        qkv: (B, T, 3 D), with D = heads K; bias: broadcasts to (B, heads, T, T); result: (B, T, D).
+        qkv: (B, T, 3 D), with D = heads K; bias: broadcasts to (B, heads, T, T); differences: (heads, 2 T - 1);
+        result: (B, T, D).
 
     Args:
         qkv: queries, keys and values.
         bias: added to the scaled scores.
+        differences: the same for a bias by difference of positions, as in `attention`.
         heads: how many.
         causal: a query sees no key after its own position.
+        window: keys this far from a query, or farther, are not seen, on either side.
         key_padding: booleans (B, T), true where a key is real.
         scale: factor of the scores, 1 / sqrt(K) by default.
         rate: share of the probabilities dropped when rng is given.
@@ -134,14 +147,17 @@ def packed_attention(
             f"packed_attention: qkv has shape {qkv.shape}, expected (B, T, 3 D) with D a multiple of heads={heads}."
         )
     q, k, v = _heads_of(qkv, 3, heads)
-    rules = _rules(causal, _allowed(None, key_padding, q, k), q, scale, rate, rng)
-    y, found, bias4 = _mixed(q, k, v, bias, rules)
+    rules = _rules(causal, window, _allowed(None, key_padding, q, k), q, scale, rate, rng)
+    bias4 = _added("packed_attention", bias, differences, (*q.shape[:3], k.shape[2]))
+    y, found = _mixed(q, k, v, bias4, rules)
 
-    def pullback(g: Array) -> tuple[Array, Array | None]:
+    def pullback(g: Array) -> tuple[Array | None, ...]:
         g_qkv = namespace(g).empty(qkv.shape, q.dtype)
         g_y = _heads_of(g, 1, heads)[0]
         into = tuple(_heads_of(g_qkv, 3, heads))
         g_bias = attention_pullback(g_y, None, q, k, v, bias4, rules, found, into)
+        if differences is not None:
+            return g_qkv, None, g_bias
         return g_qkv, None if bias is None else g_bias.reshape(bias.shape)
 
     return y, pullback
@@ -187,8 +203,8 @@ def packed_cross_attention(
             f"with D a multiple of heads={heads}."
         )
     (q4,), (k, v) = _heads_of(q, 1, heads), _heads_of(kv, 2, heads)
-    rules = _rules(False, _allowed(None, key_padding, q4, k), q4, scale, rate, rng)
-    y, found, _ = _mixed(q4, k, v, None, rules)
+    rules = _rules(False, None, _allowed(None, key_padding, q4, k), q4, scale, rate, rng)
+    y, found = _mixed(q4, k, v, None, rules)
 
     def pullback(g: Array) -> tuple[Array, Array]:
         xp = namespace(g)
@@ -224,15 +240,7 @@ def by_difference(x: Array, *, queries: int) -> tuple[Array, Pullback]:
     row, one = whole.strides
     rows_HTS = xp.lib.stride_tricks.as_strided(whole, (H, T, S), (row, one, one))[:, ::-1]
 
-    def pullback(g: Array) -> Array:
-        # Read as rows that are one shorter, each row of S values and T zeros is shifted against the one before.
-        wide = xp.zeros((H, T, S + T), g.dtype)
-        wide[:, :, :S] = g[:, ::-1]
-        shifted = wide.reshape(H, -1)[:, : T * count].reshape(H, T, count)
-        total: Array = shifted.sum(axis=1)
-        return total
-
-    return rows_HTS.copy(), pullback
+    return rows_HTS.copy(), added_by_difference
 
 
 def _heads_of(x: Array, parts: int, heads: int) -> Any:
@@ -242,19 +250,33 @@ def _heads_of(x: Array, parts: int, heads: int) -> Any:
     return x.reshape(shape).transpose(2, 0, 3, 1, 4)
 
 
-def _mixed(
-    q: Array, k: Array, v: Array, bias: Array | None, rules: Rules
-) -> tuple[Array, Kept, Array | None]:
-    """Results (B, T, D) of all heads side by side; what the pullback wants; and the bias with four axes."""
-    full = (*q.shape[:3], k.shape[2])
-    bias4 = None if bias is None else _fits(_four(bias), full, "bias")
-    found = attention_forward(q, k, v, bias4, rules, False)
+def _mixed(q: Array, k: Array, v: Array, bias: Array | None, rules: Rules) -> tuple[Array, Kept]:
+    """Results (B, T, D) of all heads side by side, and what the pullback wants."""
+    found = attention_forward(q, k, v, bias, rules, False)
     B, _, T, _ = q.shape
-    return found.y.swapaxes(1, 2).reshape(B, T, -1), found, bias4
+    return found.y.swapaxes(1, 2).reshape(B, T, -1), found
+
+
+def _added(
+    name: str, bias: Array | None, differences: Array | None, full: tuple[int, ...]
+) -> Array | None:
+    """What is added to scores (B, H, T, S): a bias of four axes, or one by difference (H, S + T - 1), or nothing."""
+    if differences is None:
+        return None if bias is None else _fits(_four(bias), full, "bias")
+    if bias is not None:
+        raise ShapeError(f"{name}: both a bias and differences; add one to the other first.")
+    _, H, T, S = full
+    if differences.shape != (H, S + T - 1):
+        raise ShapeError(
+            f"{name}: differences has shape {differences.shape}, expected (heads, S + T - 1) = {(H, S + T - 1)} for "
+            f"T={T} queries and S={S} keys."
+        )
+    return differences
 
 
 def _rules(
     causal: bool,
+    window: int | None,
     mask: Array | None,
     q: Array,
     scale: float | None,
@@ -262,12 +284,17 @@ def _rules(
     rng: Generator | None,
 ) -> Rules:
     """The rules as the kernels want them; a seed is only drawn where something is dropped."""
+    if window is not None and window < 1:
+        raise ConfigError(
+            f"attention: window is {window}; a query sees at least itself: 1 or more."
+        )
     return Rules(
         causal=causal,
         mask=mask,
         scale=1 / math.sqrt(q.shape[-1]) if scale is None else scale,
         rate=0.0 if rng is None else rate,
-        seed=0 if rng is None or not rate else int(rng.integers(1 << 63)),
+        seed=0 if rng is None or not rate else drawn_seed(rng),
+        window=window,
     )
 
 

@@ -51,8 +51,12 @@ def _heads(q: Array, k: Array, v: Array, *rest: Array) -> bool:
     return _single(q, k, v, *rest) and max(q.shape[3], v.shape[3]) <= LARGEST_HEAD
 
 
+def _are_plain(rules: Any) -> bool:
+    return not rules.rate and rules.window is None
+
+
 def _attends(q: Array, k: Array, v: Array, bias: Any, rules: Any, keep: bool) -> bool:
-    return _heads(q, k, v) and bias is None and not rules.rate and not keep
+    return _heads(q, k, v) and bias is None and _are_plain(rules) and not keep
 
 
 def _attended(
@@ -61,7 +65,7 @@ def _attended(
     return (
         _heads(q, k, v, g, *into)
         and all(a is None for a in (g_p, bias))
-        and not rules.rate
+        and _are_plain(rules)
         and found.log_sum is not None
     )
 

@@ -1,0 +1,194 @@
+// after: tensor_cores hopper gelu_curve matmul_result
+// The product of two matrices of 16-bit values on Hopper; see matmul_hopper.py.
+//
+// A block stays, and computes one tile after the other: a group of four warps, of which one thread works, brings boxes of
+// both operands into a ring of stages; two groups multiply, each half of the tile's rows, and store. While they store,
+// the next tile's boxes arrive. A stage is full when all its bytes are there, and empty when every warp is done with it.
+
+const int CONSUMERS = 2, STEP = 64;          // groups that multiply; terms of a stage
+const int BOX = 64 * BOX_ROW;                // bytes of 64 rows of a box
+const int GROUP_OF_TILES = 8;                // rows of tiles that are walked together, as in matmul_plan.py
+const int OWN_REGISTERS = 240, LEFT_REGISTERS = 24; // of a thread that multiplies, and of one that does not
+
+struct Work {
+    u32 down, across, batch, parts; // tiles, matrices, parts of each sum
+    int steps, steps_of_part;       // of all terms, and of a part but the last
+};
+
+struct Place { // of a piece of work
+    u32 part, matrix;
+    int row, column, first, last; // where the tile begins; its steps
+};
+
+template <int ROWS, int COLUMNS> __device__ inline Place place(u32 number, const Work &w) {
+    const u32 tile = number % (w.down * w.across), others = number / (w.down * w.across);
+    const u32 group = tile / (GROUP_OF_TILES * w.across), within = tile % (GROUP_OF_TILES * w.across);
+    const u32 left = w.down - group * GROUP_OF_TILES, high = left < GROUP_OF_TILES ? left : GROUP_OF_TILES;
+    Place found;
+    found.part = others / w.batch;
+    found.matrix = others % w.batch;
+    found.row = int(group * GROUP_OF_TILES + within % high) * ROWS;
+    found.column = int(within / high) * COLUMNS;
+    found.first = int(found.part) * w.steps_of_part;
+    const int end = found.first + w.steps_of_part;
+    found.last = end < w.steps ? end : w.steps;
+    return found;
+}
+
+// Boxes of 64 terms of an operand: one that is 64 terms wide, or as many as it has 64 rows or columns.
+template <bool TURNED, int COUNT>
+__device__ inline void bring(unsigned char *to, const TensorMap *map, u64 *full, int line, int term, int matrix) {
+    if constexpr (TURNED) {
+        for (int i = 0; i < COUNT / 64; i++) {
+            copy_box(to + i * BOX, map, full, line + 64 * i, term, matrix);
+        }
+    } else {
+        copy_box(to, map, full, term, line, matrix);
+    }
+}
+
+// Where 16-byte piece c of row r of a warp's table of 16 rows of 32 sums lies: neither a warp's writes (pieces 2 i and
+// 2 i + 1 of rows 0 to 3) nor its reads (pieces 0, 2, 4 and 6 of two rows) find two in one bank.
+__device__ inline int of_table(int r, int c) { return r * 32 + (c ^ (2 * (r % 4) + r % 2)) * 4; }
+
+// The sums of one group: 64 rows of a tile. They pass through a table of the warp's own, so that a lane has runs of a row.
+template <class T, class Last, int COLUMNS>
+__device__ inline void finish_group(const float (&c)[COLUMNS / 2], float *table, const Result &r, const Place &at, int row,
+                                    u32 batch) {
+    const int lane = threadIdx.x % 32;
+    row += threadIdx.x % 128 / 32 * 16;
+#pragma unroll 1
+    for (int j = 0; j < COLUMNS / 32 && at.column + 32 * j < r.columns; j++) {
+#pragma unroll
+        for (int k = 0; k < COLUMNS / 32; k++) { // registers have no numbers at run time
+            if (j == k) {
+#pragma unroll
+                for (int i = 0; i < 8; i++) {
+                    const int own = lane / 4 + i % 2 * 8, piece = i / 2 * 2 + lane % 4 / 2;
+                    const float *const two = c + 16 * k + i / 2 * 4 + i % 2 * 2;
+                    const uint2 w = {__float_as_uint(two[0]), __float_as_uint(two[1])};
+                    *reinterpret_cast<uint2 *>(table + of_table(own, piece) + lane % 2 * 2) = w;
+                }
+            }
+        }
+        __syncwarp();
+#pragma unroll 1
+        for (int own = lane / 4; own < 16 && row + own < r.rows; own += 8) {
+            float x[RUN];
+            float low[4], high[4];
+            unpack<float>(*reinterpret_cast<const uint4 *>(table + of_table(own, lane % 4 * 2)), low);
+            unpack<float>(*reinterpret_cast<const uint4 *>(table + of_table(own, lane % 4 * 2 + 1)), high);
+#pragma unroll
+            for (int i = 0; i < 4; i++) {
+                x[i] = low[i];
+                x[4 + i] = high[i];
+            }
+            const int column = at.column + 32 * j + lane % 4 * RUN;
+            if (column >= r.columns) {
+                break;
+            }
+            if (r.parts) {
+                keep_part(r, row + own, column, i64(at.part) * batch + at.matrix, x);
+            } else {
+                finish<T, Last>(r, row + own, column, at.matrix, x);
+            }
+        }
+        __syncwarp();
+    }
+}
+
+template <class T, int ROWS, int COLUMNS, int STAGES, bool TURNED_A, bool TURNED_B, class Last>
+__device__ inline void product(const TensorMap *a, const TensorMap *b, const Result &result, const Work &w) {
+    const int OWN_ROWS = ROWS / CONSUMERS, OWN = OWN_ROWS / 64;
+    const int BYTES_A = ROWS * BOX_ROW, BYTES = (ROWS + COLUMNS) * BOX_ROW;
+    DYNAMIC_SHARED(room);
+    unsigned char *const stages = room + (-shared_address(room) & 1023u);
+    float *const tables = reinterpret_cast<float *>(stages + STAGES * BYTES);
+    u64 *const full = reinterpret_cast<u64 *>(tables + CONSUMERS * 4 * 16 * 32), *const empty = full + STAGES;
+    if (threadIdx.x == 0) {
+        prefetch_map(a);
+        prefetch_map(b);
+        for (int i = 0; i < STAGES; i++) {
+            barrier_init(full + i, 1);
+            barrier_init(empty + i, CONSUMERS * 4);
+        }
+        barriers_made();
+    }
+    __syncthreads();
+
+    const u32 all = w.down * w.across * w.batch * w.parts;
+    const int group = threadIdx.x / 128;
+    int stage = 0;
+    u32 parity = 0; // of this lap through the ring
+    const auto next_stage = [&] {
+        if (++stage == STAGES) {
+            stage = 0;
+            parity ^= 1;
+        }
+    };
+    if (group == CONSUMERS) {
+        fewer_registers<LEFT_REGISTERS>();
+        if (threadIdx.x % 128 == 0) {
+            for (u32 number = blockIdx.x; number < all; number += gridDim.x) {
+                const Place at = place<ROWS, COLUMNS>(number, w);
+                for (int step = at.first; step < at.last; step++) {
+                    unsigned char *const to = stages + stage * BYTES;
+                    barrier_wait(empty + stage, parity ^ 1);
+                    barrier_expect(full + stage, BYTES);
+                    bring<TURNED_A, ROWS>(to, a, full + stage, at.row, step * STEP, at.matrix);
+                    bring<TURNED_B, COLUMNS>(to + BYTES_A, b, full + stage, at.column, step * STEP, at.matrix);
+                    next_stage();
+                }
+            }
+        }
+    } else {
+        more_registers<OWN_REGISTERS>();
+        float *const table = tables + threadIdx.x / 32 * 16 * 32;
+        const u32 begin = shared_address(stages);
+        for (u32 number = blockIdx.x; number < all; number += gridDim.x) {
+            const Place at = place<ROWS, COLUMNS>(number, w);
+            float c[OWN][COLUMNS / 2];
+            for (int step = at.first; step < at.last; step++) {
+                const u32 all_b = begin + stage * BYTES + BYTES_A, own_a = begin + stage * BYTES + group * OWN * BOX;
+                barrier_wait(full + stage, parity);
+                products_begin();
+#pragma unroll
+                for (int k = 0; k < STEP / 16; k++) {
+                    const u64 of_b = operand(all_b + k * (TURNED_B ? 16 * BOX_ROW : 32), BOX);
+#pragma unroll
+                    for (int i = 0; i < OWN; i++) {
+                        const u64 of_a = operand(own_a + i * BOX + k * (TURNED_A ? 16 * BOX_ROW : 32), BOX);
+                        group_multiply_add<TURNED_A, TURNED_B>(c[i], of_a, of_b, step != at.first || k != 0, T());
+                    }
+                }
+                products_close();
+                products_wait<0>();
+                if (threadIdx.x % 32 == 0) {
+                    barrier_arrive(empty + stage);
+                }
+                next_stage();
+            }
+#pragma unroll
+            for (int i = 0; i < OWN; i++) {
+                settled(c[i]);
+                finish_group<T, Last, COLUMNS>(c[i], table, result, at, at.row + group * OWN_ROWS + 64 * i, w.batch);
+            }
+        }
+    }
+}
+
+// A is (rows, terms) in rows, n, or in columns, t; so is B, (terms, columns). A box of A in rows, and one of B in columns,
+// is as the products want it.
+#define TURNED_A_n false
+#define TURNED_A_t true
+#define TURNED_B_n true
+#define TURNED_B_t false
+#define MAKE(T, ROWS, COLUMNS, STAGES, A, B, LAST) \
+    extern "C" __global__ void __launch_bounds__((CONSUMERS + 1) * 128, 1) \
+        product_##T##_##ROWS##x##COLUMNS##_hopper_##A##B##_##LAST( \
+            const __grid_constant__ TensorMap a, const __grid_constant__ TensorMap b, \
+            const __grid_constant__ Result result, i64 down, i64 across, i64 batch, i64 parts, i64 steps, \
+            i64 steps_of_part) { \
+        const Work w = {u32(down), u32(across), u32(batch), u32(parts), int(steps), int(steps_of_part)}; \
+        product<T, ROWS, COLUMNS, STAGES, TURNED_A_##A, TURNED_B_##B, LAST>(&a, &b, result, w); \
+    }

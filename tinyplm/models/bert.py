@@ -254,7 +254,8 @@ class Bert(Module):
                     f"position_ids has shape {position_ids.shape}, expected that of input_ids, {(B, T)}."
                 )
         padding = None if attention_mask is None else checked_mask(attention_mask, (B, T))
-        padding = None if padding is None or padding.all() else xp.asarray(padding)
+        if padding is not None:  # on the host, so that a card need not be asked
+            padding = None if namespace(padding) is np and padding.all() else xp.asarray(padding)
         x = self.token_embedding(xp.asarray(ids_BT))
         places = self.position_embedding(xp.asarray(self._places(ids_BT, position_ids)))
         segments = None
@@ -279,7 +280,10 @@ class Bert(Module):
 
     def _places(self, ids_BT: Array, position_ids: Array | None) -> Array:
         """Rows of the position table."""
-        return np.arange(ids_BT.shape[1])[None] if position_ids is None else position_ids
+        like = self.norm.gain.array
+        return (
+            namespace(like).arange(ids_BT.shape[1])[None] if position_ids is None else position_ids
+        )
 
     def pooled(self, hidden: Tensor, attention_mask: Array | None = None) -> Tensor:
         """One vector for each input, (B, D): the first token's through a layer and tanh.

@@ -15,8 +15,6 @@ Parameter counts that the paper prints (117M, 345M, 762M, 1542M) are miscounts; 
 import math
 from dataclasses import dataclass
 
-import numpy as np
-
 from ..autograd import Tensor, no_grad, ops, recording
 from ..backend import namespace, to_numpy
 from ..errors import ConfigError, GraphError, ShapeError
@@ -177,14 +175,16 @@ class Gpt2(Module):
                 "long text in windows."
             )
         if position_ids is None:
-            position_ids = np.arange(past, past + T)
+            position_ids = xp.arange(past, past + T)
         else:
             position_ids = checked_ids(position_ids, c.positions, "position_ids", "positions")
             if position_ids.shape not in ((B, T), (1, T)):
                 raise ShapeError(
                     f"position_ids has shape {position_ids.shape}, expected that of input_ids, {(B, T)}."
                 )
-        padding_BS = None if attention_mask is None else checked_mask(attention_mask, (B, past + T))
+        padding_BS = None
+        if attention_mask is not None:
+            padding_BS = xp.asarray(checked_mask(attention_mask, (B, past + T)))
         x = self.token_embedding(ids_BT) + self.position_embedding(xp.asarray(position_ids))
         x = ops.dropout(x, rate=c.embedding_dropout, rng=rng)
         branch = None  # what the last block leaves to be added to x
@@ -203,7 +203,7 @@ class Gpt2(Module):
                 x,
                 branch,
                 causal=True,
-                key_padding=None if padding_BS is None else xp.asarray(padding_BS),
+                key_padding=padding_BS,
                 cache=cache,
                 layer=layer,
                 inspection=inspection,

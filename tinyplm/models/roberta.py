@@ -17,9 +17,8 @@ Symbols: those of `bert`.
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-import numpy as np
-
 from ..autograd import Tensor, ops
+from ..backend import namespace
 from ..errors import ConfigError
 from ..types import Array, Generator
 from .bert import Bert, BertConfig, Transform
@@ -89,7 +88,7 @@ class Roberta(Bert):
         if position_ids is not None:
             return position_ids + padding + 1
         real = ids_BT != padding
-        return np.where(real, real.cumsum(axis=1), 0) + padding
+        return namespace(real).where(real, real.cumsum(axis=1), 0) + padding
 
     def features(
         self,

@@ -28,8 +28,6 @@ import math
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
 
-import numpy as np
-
 from ..autograd import Tensor, no_grad, ops
 from ..backend import namespace, to_numpy
 from ..errors import ConfigError, ShapeError
@@ -237,7 +235,7 @@ class Seq2Seq(Module):
         xp = namespace(self.head.matrix().array)
         most = c.source_vocab_size or c.vocab_size
         ids = xp.asarray(checked_ids(input_ids, most, "input_ids", "vocab_size"))
-        mask = np.ones(ids.shape, bool) if attention_mask is None else attention_mask
+        mask = xp.ones(ids.shape, bool) if attention_mask is None else attention_mask
         real = xp.asarray(checked_mask(mask, ids.shape))
         x = ops.dropout(self.source_embedding(ids), rate=c.dropout, rng=rng)
         seen = [x]

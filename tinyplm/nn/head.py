@@ -4,14 +4,15 @@ import numpy as np
 
 from ..autograd import Tensor, no_grad, ops, recording
 from ..autograd.ops.loss import IGNORED
+from ..backend import is_array, namespace
 from ..kernels import precision
 from ..kernels.few_rows import FEW, few_rows
 from ..types import Array
 from .module import Module
 from .quantized import Quantized
 
-SLICE = 1 << 22
-"""Logits that exist at a time while predictions are examined."""
+SLICE, CARD_SLICE = 1 << 22, 1 << 28
+"""Logits that exist at a time while predictions are examined, and on a card, which is idle with few."""
 
 
 class Head(Module):
@@ -40,7 +41,8 @@ class Head(Module):
         x = self._features(x)
         if isinstance(self.weight, Quantized):
             return self.weight.linear(x, self.bias)
-        if x.size <= FEW * x.shape[-1] and not recording() and precision.current() == "float32":
+        few = x.size <= FEW * x.shape[-1] and type(x.array) is np.ndarray
+        if few and not recording() and precision.current() == "float32":
             return self._of_few_rows(x, self.weight)
         return ops.linear(x, ops.transpose(self.weight), self.bias)
 
@@ -67,13 +69,15 @@ class Head(Module):
         """Nats lost on all labels, and how many of them are the likeliest; nothing is recorded."""
         with no_grad():
             x, labels = _chosen(x, labels)
-            nats, right = 0.0, 0
-            step = max(1, SLICE // self.matrix().shape[0])
+            nats, right, xp = 0.0, 0, namespace(x.array)
+            step = max(1, (SLICE if xp is np else CARD_SLICE) // self.matrix().shape[0])
             for start in range(0, len(labels), step):
                 here = labels[start : start + step]
                 logits = self(x[start : start + step])
                 nats += ops.cross_entropy(logits, here, reduction="sum").item()
-                right += int((logits.numpy().argmax(axis=-1) == here).sum())
+                wide = np.promote_types(logits.dtype, np.float32)
+                likeliest = logits.array.astype(wide, copy=False).argmax(axis=-1)
+                right += int((likeliest == xp.asarray(here)).sum())
             return nats, right
 
     def matrix(self) -> Tensor:
@@ -94,8 +98,10 @@ class Head(Module):
 
 
 def _chosen(x: Tensor, labels: Array) -> tuple[Tensor, Array]:
-    """The rows (N, D) of hidden states that have a label, and those labels."""
-    labels = np.asarray(labels).reshape(-1)
-    rows = np.flatnonzero(labels != IGNORED)
+    """The rows (N, D) of hidden states that have a label, and those labels; all if the labels lie on a card."""
+    labels = (labels if is_array(labels) else np.asarray(labels)).reshape(-1)
     flat = ops.reshape(x, shape=(-1, x.shape[-1]))
+    if namespace(labels) is not np:  # which have one could only be known by waiting for it
+        return flat, labels
+    rows = np.flatnonzero(labels != IGNORED)
     return (flat, labels) if len(rows) == len(labels) else (ops.take_rows(flat, rows), labels[rows])

@@ -76,7 +76,7 @@ class TruncatedBptt(Objective):
     def _begun(self, carried: State | None, batch: Batch) -> list[tuple[Tensor, ...]] | None:
         """The state to begin with, zero where a stream begins."""
         rows = len(batch["input_ids"])
-        fresh = np.asarray(batch.get("fresh", np.ones(rows, bool)))
+        fresh = np.asarray(to_numpy(batch.get("fresh", np.ones(rows, bool))))
         if fresh.all():
             return None
         if carried is None or len(carried[0][0]) != rows:

@@ -8,6 +8,7 @@ what it cannot show.
 import functools
 import sys
 import types
+from importlib.machinery import ModuleSpec
 
 import cupy_names
 import ml_dtypes
@@ -244,6 +245,7 @@ class _Part(types.ModuleType):
 
     def __init__(self, name, known, **members):
         super().__init__(name)
+        self.__spec__ = ModuleSpec(name, None)
         self._known = frozenset(known)
         for member, value in members.items():
             if member in self._known:

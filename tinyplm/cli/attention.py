@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from .console import Console, size
-from .parser import UsageError
+from .parser import UsageError, add_device
 
 
 def add(verbs: Any) -> None:
@@ -32,6 +32,7 @@ def add(verbs: Any) -> None:
         default="attention.html",
         help="a page if it ends in .html, a picture if in .png (default: attention.html)",
     )
+    add_device(parser)
     parser.add_argument("--json", action="store_true", help="print the result as one JSON object")
     parser.set_defaults(run=attention, parser=parser)
 
@@ -44,7 +45,7 @@ def attention(args: argparse.Namespace, console: Console) -> int:
     output = Path(args.output)
     if output.suffix.lower() not in (".html", ".htm", ".png"):
         raise UsageError(f"--output {args.output}: expected a name that ends in .html or .png.")
-    trained = open_trained(args.dir)
+    trained = open_trained(args.dir, device=args.device)
     if trained.unfinished:
         console.say(f"This run has not ended; its newest checkpoint is used: {trained.unfinished}.")
     maps = attention_maps(

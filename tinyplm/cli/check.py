@@ -5,7 +5,7 @@ import dataclasses
 from typing import Any
 
 from .console import Console, size, table
-from .parser import count, natural
+from .parser import add_device, count, natural
 
 
 def add(verbs: Any) -> None:
@@ -23,6 +23,7 @@ def add(verbs: Any) -> None:
     parser.add_argument(
         "--seed", metavar="N", type=natural, default=0, help="of the inputs (default: 0)"
     )
+    add_device(parser)
     parser.add_argument("--json", action="store_true", help="print the result as one JSON object")
     parser.set_defaults(run=gradcheck, parser=parser)
 
@@ -42,7 +43,9 @@ def gradcheck(args: argparse.Namespace, console: Console) -> int:
 
     records = []
     form = "{:<28} {:>6} {:>9} {:>15} {:>12} {:>9}"
-    checks = run([args.op] if args.op else None, cases=args.cases, seed=args.seed)
+    checks = run(
+        [args.op] if args.op else None, cases=args.cases, seed=args.seed, device=args.device
+    )
     console.result(
         form.format("op", "cases", "redrawn", "gradient error", "value error", "seconds")
     )

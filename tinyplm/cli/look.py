@@ -7,7 +7,7 @@ from typing import Any
 
 from ..errors import ConfigError
 from .console import Console, shows, table
-from .parser import UsageError, natural
+from .parser import UsageError, add_device, natural
 
 LARGEST_PICTURE = 24
 """Positions up to which the picture of what may be seen is drawn."""
@@ -59,6 +59,7 @@ def add(verbs: Any) -> None:
         default=0,
         help="another hides other tokens (default: 0)",
     )
+    add_device(parser)
     parser.add_argument("--json", action="store_true", help="print the result as one JSON object")
     parser.set_defaults(run=explain, parser=parser)
 
@@ -135,7 +136,9 @@ def explain(args: argparse.Namespace, console: Console) -> int:
     from ..text import Tokenizer
 
     check_objective(args.objective)
-    trained = open_trained(args.model) if args.model else None
+    if args.device != "cpu" and not args.model:
+        raise UsageError(f"--device {args.device} is for the model of --model, and none is given.")
+    trained = open_trained(args.model, device=args.device) if args.model else None
     if args.tokenizer in ("chars", "bytes"):
         tokenizer: Tokenizer | None = Tokenizer.train(
             args.tokenizer,

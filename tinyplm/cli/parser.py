@@ -59,6 +59,17 @@ class Parser(argparse.ArgumentParser):
             )
 
 
+def add_device(parser: argparse.ArgumentParser) -> None:
+    """Add the option of where to compute."""
+    parser.add_argument(
+        "--device",
+        metavar="NAME",
+        choices=("cpu", "cuda"),
+        default="cpu",
+        help="where to compute: cpu, or cuda for a graphics card (default: cpu)",
+    )
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """A question after the nearest known name, with a space before it; empty if none is near."""
     near = difflib.get_close_matches(name, list(known), n=1)

@@ -8,7 +8,7 @@ from typing import Any
 from ..kernels.precision import PRECISIONS, fixed_weights, precision
 from ..nn.quantized import KINDS
 from .console import Console
-from .parser import UsageError, count, natural, not_negative, number
+from .parser import UsageError, add_device, count, natural, not_negative, number
 
 
 def add(verbs: Any) -> None:
@@ -69,6 +69,7 @@ def add(verbs: Any) -> None:
         default=0,
         help="another gives another text (default: 0)",
     )
+    add_device(parser)
     _add_precision(parser)
     _add_quantize(parser)
     parser.add_argument("--greedy", action="store_true", help="always take the most probable token")
@@ -99,6 +100,7 @@ def add(verbs: Any) -> None:
         "--encoding", metavar="NAME", default="utf-8", help="of the text (default: utf-8)"
     )
     parser.add_argument("--text-column", metavar="NAME", help="of .csv, .tsv and .jsonl files")
+    add_device(parser)
     _add_precision(parser)
     _add_quantize(parser)
     parser.add_argument("--json", action="store_true", help="print the result as one JSON object")
@@ -135,7 +137,7 @@ def generate(args: argparse.Namespace, console: Console) -> int:
     greedy = args.greedy or args.temperature == 0 or args.num_beams > 1
     if not 0 < args.top_p <= 1:
         raise UsageError(f"--top-p is {args.top_p}, expected above 0 and at most 1.")
-    trained = _open(args.dir, console)
+    trained = _open(args, console)
     if args.quantize:
         trained = trained._replace(model=quantize(trained.model, args.quantize))
     stream = not console.json and args.num_beams == 1
@@ -197,7 +199,7 @@ def evaluate(args: argparse.Namespace, console: Console) -> int:
     """Print how well a model predicts a text."""
     from ..recipes.evaluate import evaluate as recipe
 
-    trained = _open(args.dir, console)
+    trained = _open(args, console)
     total = 0
 
     def start(text: str, tokens: int) -> None:
@@ -249,10 +251,15 @@ def evaluate(args: argparse.Namespace, console: Console) -> int:
     return 0
 
 
-def _open(path: str, console: Console) -> Any:
+def _open(args: argparse.Namespace, console: Console) -> Any:
     from ..recipes.trained import open_trained
 
-    trained = open_trained(path)
+    if args.quantize and args.device != "cpu":
+        raise UsageError(
+            f"--quantize {args.quantize} is for the CPU. With --device {args.device} use --precision bfloat16 for "
+            "weights of half the size."
+        )
+    trained = open_trained(args.dir, device=args.device, precision=args.precision)
     if trained.unfinished:
         console.say(f"This run has not ended; its newest checkpoint is used: {trained.unfinished}.")
     return trained

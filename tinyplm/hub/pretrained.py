@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ..backend import to_numpy
+from ..backend import library, to_numpy
 from ..errors import ConfigError, TinyplmWarning
 from ..types import Generator
 from .entry import dtype_named
@@ -27,15 +27,18 @@ class Loaded(NamedTuple):
     config: dict[str, Any]
 
 
-def from_pretrained(path: str | Path, *, dtype: str = "float32", **options: Any) -> Any:
+def from_pretrained(
+    path: str | Path, *, dtype: str = "float32", device: str = "cpu", **options: Any
+) -> Any:
     """The model in a folder on disk, ready to use. `load` says more and lists the options."""
-    return load(path, dtype=dtype, **options).model
+    return load(path, dtype=dtype, device=device, **options).model
 
 
 def load(
     path: str | Path,
     *,
     dtype: str = "float32",
+    device: str = "cpu",
     head: str | None = None,
     rng: Generator | None = None,
     allow_new: bool = False,
@@ -50,6 +53,7 @@ def load(
     Args:
         path: a folder with config.json and weights, as save_pretrained writes it.
         dtype: of the parameters, whatever the file has.
+        device: where they are put, "cpu" or "cuda", which is where the model computes.
         head: what the model is for, such as "sequence-classification"; what config.json says by default.
         rng: draws the values of parameters that the file lacks.
         allow_new: parameters that are not in the file start anew.
@@ -60,7 +64,9 @@ def load(
         MissingFileError: no such folder, or no config.json or weights in it.
         CheckpointError: a file is damaged, unsafe, or of another model than config.json.
         ConfigError: config.json has a setting that cannot be followed.
+        MissingExtraError, DeviceMemoryError: there is no such device, or no room on it.
     """
+    library(device)  # refuses a device that is not there, before anything is read
     if dtype not in DTYPES:
         raise ConfigError(f"dtype={dtype!r}; expected one of {', '.join(DTYPES)}.")
     if (allow_new or ignore_mismatched_sizes) and rng is None:
@@ -90,7 +96,7 @@ def load(
     )
     if not report.complete:
         warnings.warn(f"{path}: not everything fits.\n{report}", TinyplmWarning, stacklevel=2)
-    return Loaded(model, report, folder.config)
+    return Loaded(model.to(device), report, folder.config)
 
 
 def save_pretrained(

@@ -34,7 +34,12 @@ Answer = list[dict[str, Any]]
 
 
 def pipeline(
-    task: str, model: Any, tokenizer: Tokenizer | str | Path | None = None, *, batch_size: int = 8
+    task: str,
+    model: Any,
+    tokenizer: Tokenizer | str | Path | None = None,
+    *,
+    batch_size: int = 8,
+    device: str | None = None,
 ) -> "Pipeline":
     """A task done by a model.
 
@@ -46,9 +51,12 @@ def pipeline(
         model: a model, or the folder of one or of a run, which has the tokenizer too.
         tokenizer: or its folder; needed where `model` is no folder.
         batch_size: texts that are run at a time.
+        device: "cpu" or "cuda", where a model is moved to; when None a model stays where it is, and one from a folder
+            is put into the CPU's memory.
 
     Raises:
         ConfigError: no such task, or one that this model cannot do; a model without a tokenizer.
+        MissingExtraError, DeviceMemoryError: there is no such device, or no room on it.
         MissingFileError: no such folder, or no model in it.
     """
     if task not in TASKS:
@@ -56,7 +64,7 @@ def pipeline(
         hint = f" Did you mean '{near[0]}'?" if near else ""
         raise ConfigError(f"No task '{task}'.{hint} Known: {', '.join(TASKS)}.")
     if isinstance(model, str | Path):
-        trained = open_trained(model)
+        trained = open_trained(model, device=device or "cpu")
         model, own = trained.model, trained.tokenizer
         tokenizer = own if tokenizer is None else tokenizer
     if isinstance(tokenizer, str | Path):
@@ -77,6 +85,8 @@ def pipeline(
             f"The tokenizer has {len(tokenizer):,} tokens, but this {type(model).__name__} has vocab_size="
             f"{model.config.vocab_size:,}. Take the tokenizer that was saved with the model."
         )
+    if device is not None:
+        model.to(device)
     return TASKS[task](model, tokenizer, batch_size=batch_size)
 
 

@@ -3,8 +3,10 @@
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ..errors import CheckpointError, MissingFileError
+from ..backend import library
+from ..errors import CheckpointError, ConfigError, MissingFileError
 from ..hub import load
+from ..hub.entry import dtype_named
 from ..text import Tokenizer
 from ..train import checkpoint
 from .models import MODELS
@@ -25,13 +27,43 @@ class Trained(NamedTuple):
     unfinished: str | None
 
 
-def open_trained(path: str | Path) -> Trained:
+def open_trained(path: str | Path, *, device: str = "cpu", precision: str = "float32") -> Trained:
     """The model in a model folder, in the folder of a run, finished or not, or in one checkpoint of a run.
+
+    Args:
+        path: the folder.
+        device: where the model shall compute, "cpu" or "cuda".
+        precision: that it shall compute in; on a card parameters are held in it, on the CPU it is for
+            `tinyplm.precision`.
 
     Raises:
         MissingFileError: no such folder, or no model or tokenizer in it.
-        CheckpointError, ConfigError: a file is damaged or of another kind.
+        CheckpointError, ConfigError: a file is damaged or of another kind, or a precision that the device has not.
+        MissingExtraError, DeviceMemoryError: there is no such device, or no room on it.
     """
+    dtype = parameter_dtype(device, precision)
+    library(device)  # refuses a device that is not there, before anything is read
+    trained = _opened(path)
+    return trained._replace(model=trained.model.to(device, dtype))
+
+
+def parameter_dtype(device: str, precision: str) -> Any:
+    """What parameters are held as, so that a model computes in this precision on a device; None to leave them.
+
+    Raises:
+        ConfigError: the device does not have this precision.
+    """
+    if device == "cpu" or precision == "float32":
+        return None
+    if precision != "bfloat16":
+        raise ConfigError(
+            f"--precision {precision} is for the CPU, where bfloat16 products stand in for float32 ones. With --device "
+            "cuda use float32, or bfloat16 for speed."
+        )
+    return dtype_named(precision)
+
+
+def _opened(path: str | Path) -> Trained:
     folder = Path(path)
     if (folder / "manifest.json").is_file() and (folder.parent / "run.json").is_file():
         return _from_checkpoint(folder.parent, checkpoint.load(folder))

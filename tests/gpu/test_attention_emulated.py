@@ -1,14 +1,12 @@
 """Attention's device code on the CPU, against the definition in float64."""
 
-import itertools
-
 import ml_dtypes
 import numpy as np
 import pytest
 from accuracy import wide
 
-from tinyplm.kernels import attention_cuda, cuda
-from tinyplm.kernels.attention import Kept, Rules, attention_forward, attention_pullback
+import tinyplm.kernels.attention_cuda  # noqa: F401 - registers its variants
+from tinyplm.kernels.attention import Rules, attention_forward, attention_pullback
 
 pytestmark = pytest.mark.device
 
@@ -30,38 +28,62 @@ def forward(*given):
     return variant.build()(*given)
 
 
+def pullback(*given):
+    (variant,) = (v for v in attention_pullback.variants if v.name == "cuda")
+    assert variant.when(*given)
+    return variant.build()(*given)
+
+
 def drawn(shape, dtype, seed=0):
     return np.random.default_rng(seed).standard_normal(shape).astype(dtype)
 
 
-def packed(B, T, S, H, K, dtype, seed=0):
-    """Queries, keys and values as a projection makes them, side by side; (B, H, T, K) and twice (B, H, S, K)."""
+def heads(B, T, S, H, K, dtype, seed=0):
+    """Queries (B, H, T, K), keys and values (B, H, S, K): side by side, as a projection makes them."""
     if T == S:
         return tuple(drawn((B, T, 3, H, K), dtype, seed).transpose(2, 0, 3, 1, 4))
     k, v = drawn((B, S, 2, H, K), dtype, seed).transpose(2, 0, 3, 1, 4)
     return drawn((B, T, H, K), dtype, seed + 1).swapaxes(1, 2), k, v
 
 
+def unwritten(device, arrays):
+    """Room of the same shapes and strides, side by side, with NaN in it."""
+    if arrays[0].shape != arrays[1].shape:
+        q, (B, H, T, K), S = arrays[0], arrays[0].shape, arrays[1].shape[2]
+        rest = device.empty(q, (B, S, 2, H, K)).transpose(2, 0, 3, 1, 4)
+        return device.empty(q, (B, T, H, K)).swapaxes(1, 2), *rest
+    B, H, T, K = arrays[0].shape
+    return tuple(device.empty(arrays[0], (B, T, 3, H, K)).transpose(2, 0, 3, 1, 4))
+
+
 def error(found, exact):
-    """Of all values together, relatively; NaN is a fault."""
+    """Of all values together, relative to these, or to values of 1/1000 where they should be 0; NaN is a fault."""
     found, exact = wide(found), wide(exact)
     assert found.shape == exact.shape
-    return np.linalg.norm(found - exact) / max(np.linalg.norm(exact), 1e-30)
+    return np.linalg.norm(found - exact) / max(np.linalg.norm(exact), 1e-3 * exact.size**0.5)
 
 
-def exact_forward(q, k, v, bias, rules):
-    given = (wide(q), wide(k), wide(v), None if bias is None else wide(bias))
-    return attention_forward.definition(*given, rules, True)
-
-
-def check(q, k, v, bias, rules):
+def check(device, q, k, v, bias, rules):
+    """Result and gradients, beside those of the definition in float64."""
+    exact_bias = None if bias is None else wide(bias)
     found = forward(q, k, v, bias, rules, False)
-    exact = exact_forward(q, k, v, bias, rules)
-    assert error(found.y, exact.y) <= LIMIT[q.dtype]
-    return found, exact
+    exact = attention_forward.definition(wide(q), wide(k), wide(v), exact_bias, rules, True)
+    assert error(found.y, exact.y) <= LIMIT[q.dtype], "result"
+
+    g = drawn((q.shape[0], q.shape[2], q.shape[1], q.shape[3]), q.dtype, 9).swapaxes(1, 2)
+    into, exact_into = unwritten(device, (q, k, v)), tuple(np.zeros(a.shape) for a in (q, k, v))
+    g_bias = pullback(g, None, q, k, v, bias, rules, found, into)
+    exact_g_bias = attention_pullback.definition(
+        wide(g), None, wide(q), wide(k), wide(v), exact_bias, rules, exact, exact_into
+    )
+    for name, a, b in zip(("gq", "gk", "gv"), into, exact_into, strict=True):
+        assert error(a, b) <= 2 * LIMIT[q.dtype], name
+    if bias is not None:
+        assert g_bias.dtype == bias.dtype
+        assert error(g_bias, exact_g_bias) <= 2 * LIMIT[q.dtype], "g_bias"
 
 
 @pytest.mark.parametrize("causal", [False, True])
 @pytest.mark.parametrize("T", [1, 7, 64, 65, 100, 130])
 def test_lengths(device, T, causal):
-    check(*packed(2, T, T, 2, 64, BFLOAT16), None, Rules(causal, None, 0.125))
+    check(device, *heads(2, T, T, 2, 64, BFLOAT16), None, Rules(causal, None, 0.125))

@@ -1,11 +1,10 @@
 """Softmax attention on a card: which kernel computes a problem, and its launches. See docs/decisions/0014.
 
-Values of 16 bits are multiplied by tensor cores (attention.cu). Everything is read and written where it lies, whatever its strides, so that
-the parts of a packed projection are neither copied nor turned. Nothing is added atomically: the same bits come out every time.
+Values of 16 bits are multiplied by tensor cores (attention.cu, attention_pullback.cu). Everything is read and written
+where it lies, whatever its strides, so that the parts of a packed projection are neither copied nor turned. Nothing is
+added atomically: the same bits come out every time.
 """
 
-import functools
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -13,7 +12,7 @@ import numpy as np
 from ..backend import namespace
 from ..types import Array
 from . import cuda
-from .attention import Kept, Rules, attention_forward
+from .attention import Kept, Rules, attention_forward, attention_pullback
 from .dropout import scale
 from .philox import threshold
 
@@ -23,6 +22,9 @@ WIDEST = 256
 """Values of a head at most."""
 CACHED = 16 << 20
 """Bytes of keys and values that the heads of a cluster read; a card's second cache is twice as large or larger."""
+
+ENOUGH = 528
+"""Blocks that keep a large card busy: four for each multiprocessor of an H200."""
 
 PLACE = np.dtype([("batch", "i8"), ("head", "i8"), ("row", "i8")], align=True)
 _ARRAYS = ("q", "k", "v", "y", "g", "gq", "gk", "gv", "mask", "bias")
@@ -51,6 +53,8 @@ PROBLEM = np.dtype(
     align=True,
 )
 """As in attention_tiles.cu."""
+SIZES = np.dtype([("batch", "i8"), ("heads", "i8"), ("queries", "i8"), ("keys", "i8")])
+"""As in attention_sums.cu."""
 STEPS = np.dtype([("batch", "i8"), ("head", "i8"), ("row", "i8"), ("key", "i8")])
 """As in attention_mask.cu."""
 
@@ -61,7 +65,7 @@ class Tiles(NamedTuple):
     Attributes:
         tall: times 16 rows that each of the four warps has.
         wide: columns, of which two tiles are in shared memory.
-        general: whether it knows all rules: else no bias, no dropout, a positive scale, rows of whole groups of 16 bytes.
+        general: whether it knows all rules; else no bias, no dropout, a positive scale, rows of whole 16 bytes.
     """
 
     tall: int
@@ -88,10 +92,37 @@ def forward_tiles(width: int, queries: int, heads: int, general: bool) -> Tiles:
     return Tiles(tall, 64, general)
 
 
-def forward_shared(size: int, tiles: Tiles, by_difference: bool) -> int:
-    """Bytes of shared memory: queries, keys and values twice, and differences twice."""
+def keys_tiles(width: int, general: bool) -> Tiles:
+    """Of the pullback for keys and values: rows are keys, columns queries."""
+    size = head_size(width)
+    return Tiles(2 if size <= 64 else 1, 64 if size <= 128 else 32, general)
+
+
+def queries_tiles(width: int, general: bool) -> Tiles:
+    """Of the pullback for queries."""
+    return keys_tiles(width, general)
+
+
+def shared_bytes(size: int, tiles: Tiles, by_difference: bool) -> int:
+    """Of the forward pass: rows, and two kinds of columns twice; differences twice."""
     tables = 2 * 4 * (tiles.rows + tiles.wide) if by_difference else 0
     return 2 * size * (tiles.rows + 4 * tiles.wide) + tables
+
+
+def keys_shared(size: int, tiles: Tiles, by_difference: bool) -> int:
+    """As shared_bytes, with a second kind of rows and two numbers of each column."""
+    return shared_bytes(size, tiles, by_difference) + 2 * size * tiles.rows + 4 * 4 * tiles.wide
+
+
+def queries_shared(size: int, tiles: Tiles, by_difference: bool) -> int:
+    """As shared_bytes, with a second kind of rows and 32 scores of each row, which differences are added up from."""
+    scores = 4 * tiles.rows * (32 + 8) if by_difference else 0
+    return shared_bytes(size, tiles, by_difference) + 2 * size * tiles.rows + scores
+
+
+def column_parts(width: int) -> int:
+    """Blocks that share the columns of the gradients of keys and values, which one cannot hold."""
+    return 2 if head_size(width) > 128 else 1
 
 
 class Mask(NamedTuple):
@@ -200,24 +231,167 @@ def _biases(bias: Array | None) -> tuple[Array | None, Array | None]:
     return None, namespace(bias).ascontiguousarray(bias, np.float32)
 
 
+def _is_general(bias: Array | None, rules: Rules, problem: Array) -> bool:
+    return bool(bias is not None or rules.rate or rules.scale <= 0 or problem["odd"][0])
+
+
+def _made(q: Array, *numbers: int, general: bool) -> str:
+    """What a kernel is made for, as cuda.source wants it."""
+    return " ".join(
+        (q.dtype.name, str(head_size(q.shape[3])), *map(str, numbers), str(general).lower())
+    )
+
+
 @attention_forward.variant("cuda", library="cupy", when=_takes)
 def _forward() -> Any:
     """No scores in memory: of each query the logarithm of its sum is kept, infinity where it saw no key."""
 
     def forward(q: Array, k: Array, v: Array, bias: Array | None, rules: Rules, keep: bool) -> Kept:
-        (B, H, T, K), S = q.shape, k.shape[2]
+        B, H, T, K = q.shape
         y = cuda.empty(q, (B, T, H, K)).swapaxes(1, 2)
         log_sum = cuda.empty(q, (B * H * T,), np.float32)
         mask, (dense, table) = packed_mask(rules.mask), _biases(bias)
         problem = _problem(q, k, rules, mask, bias, {"q": q, "k": k, "v": v, "y": y})
-        general = bool(bias is not None or rules.rate or rules.scale <= 0 or problem["odd"][0])
-        tiles, size = forward_tiles(K, T, B * H, general), head_size(K)
-        made = f"{q.dtype.name} {size} {tiles.tall} {tiles.wide} {str(general).lower()}"
+        tiles = forward_tiles(K, T, B * H, _is_general(bias, rules, problem))
+        made = _made(q, tiles.tall, tiles.wide, general=tiles.general)
         cuda.launch(
             f"attention {made}", "attention_forward", B * H * -(-T // tiles.rows), BLOCK,
             q, k, v, dense, table, mask.words, mask.bounds, y, log_sum, *cuda.seed_arguments(rules.seed), problem,
-            shared=forward_shared(size, tiles, table is not None),
+            shared=shared_bytes(head_size(K), tiles, table is not None),
         )  # fmt: skip
         return Kept(y, None, log_sum)
 
     return forward if cuda.usable() else None
+
+
+def _takes_back(
+    g: Array,
+    g_p: Array | None,
+    q: Array,
+    k: Array,
+    v: Array,
+    bias: Array | None,
+    rules: Rules,
+    found: Kept,
+    into: tuple[Array, Array, Array],
+) -> bool:
+    return (
+        g_p is None
+        and found.log_sum is not None
+        and _fits(q, k, v, g, found.y, *into)
+        and _bias_fits(bias, q)
+    )
+
+
+@attention_pullback.variant("cuda", library="cupy", when=_takes_back)
+def _pullback() -> Any:
+    """Probabilities are made again, by blocks of keys and by blocks of queries."""
+
+    def pullback(
+        g: Array,
+        _: Array | None,
+        q: Array,
+        k: Array,
+        v: Array,
+        bias: Array | None,
+        rules: Rules,
+        found: Kept,
+        into: tuple[Array, Array, Array],
+    ) -> Array | None:
+        (B, H, T, K), S, (gq, gk, gv) = q.shape, k.shape[2], into
+        mask, (dense, table) = packed_mask(rules.mask), _biases(bias)
+        arrays = {"q": q, "k": k, "v": v, "g": g, "gq": gq, "gk": gk, "gv": gv}
+        problem = _problem(q, k, rules, mask, bias, arrays)
+        general, size = _is_general(bias, rules, problem), head_size(K)
+        seed = cuda.seed_arguments(rules.seed)
+        given = (
+            *(g, q, k, v, dense, table, mask.words, mask.bounds),
+            *(found.log_sum, _along(g, found.y)),
+        )
+
+        tiles, parts = keys_tiles(K, general), column_parts(K)
+        made = _made(q, tiles.tall, tiles.wide, parts, general=general)
+        cuda.launch(
+            f"attention_pullback keys {made}", "attention_pullback_keys", B * H * parts * -(-S // tiles.rows), BLOCK,
+            *given, gk, gv, *seed, problem, shared=keys_shared(size, tiles, table is not None),
+        )  # fmt: skip
+
+        tiles = queries_tiles(K, general)
+        sums = _Sums(q, S, bias, tiles)
+        problem["together"] = sums.together
+        made = _made(q, tiles.tall, tiles.wide, general=general)
+        cuda.launch(
+            f"attention_pullback queries {made}", "attention_pullback_queries",
+            sums.runs * H * -(-T // tiles.rows), BLOCK,
+            *given, gq, sums.pairs, sums.direct, sums.table, *seed, problem,
+            shared=queries_shared(size, tiles, table is not None),
+        )  # fmt: skip
+        return sums.result(bias)
+
+    return pullback if cuda.usable() else None
+
+
+def _along(g: Array, y: Array) -> Array:
+    """The sum over each row of y times its gradient, (B H T,) in float32."""
+    B, H, T, K = y.shape
+    result = cuda.empty(y, (B * H * T,), np.float32)
+    group = 16 // y.dtype.itemsize
+    groups = 0 if _is_odd(g, y) else K // group
+    places = (np.array([_place(a)], PLACE) for a in (g, y))
+    blocks = -(-8 * B * H * T // cuda.THREADS)
+    cuda.launch(
+        "attention_sums", f"attention_along_{y.dtype.name}", blocks, cuda.THREADS,
+        g, y, *places, result, B * H * T, H, T, K, groups,
+    )  # fmt: skip
+    return result
+
+
+class _Sums:
+    """Where the gradient of a bias is added up, in float32: for runs of batch rows, which are added in order at last.
+
+    Attributes:
+        together: batch rows of a run.
+        runs: how many there are.
+        pairs: of a dense bias, for each score.
+        direct: the gradient itself, where no two scores add to one value.
+        table: of a bias by difference, for each warp's queries.
+    """
+
+    def __init__(self, q: Array, S: int, bias: Array | None, tiles: Tiles) -> None:
+        B, H, T, _ = self.shape = (*q.shape[:3], S)
+        self.together, self.rows = 1, tiles.rows // 4
+        self.pairs = self.direct = self.table = None
+        if bias is not None and bias.ndim == 2:
+            self.table = cuda.empty(
+                q, (B, H, -(-T // self.rows), S + self.rows - 1), np.float32, zeros=True
+            )
+        elif bias is not None and bias.shape == self.shape:
+            self.direct = cuda.empty(q, bias.shape, zeros=True)
+        elif bias is not None:
+            if bias.shape[0] == 1:
+                blocks = H * -(-T // tiles.rows)
+                self.together = -(-B // min(B, -(-ENOUGH // blocks)))
+            self.pairs = cuda.empty(q, (self.runs, H, T, S), np.float32, zeros=True)
+
+    @property
+    def runs(self) -> int:
+        return -(-self.shape[0] // self.together)
+
+    def result(self, bias: Array | None) -> Array | None:
+        """The gradient, in the shape and type of the bias."""
+        if bias is None or self.direct is not None:
+            return self.direct
+        result = cuda.empty(bias, bias.shape)
+        _, H, T, S = self.shape
+        if self.table is not None:
+            blocks = H * -(-(S + T - 1) // 32)
+            name, given = "attention_add_differences", (self.table, result)
+            numbers: tuple[Any, ...] = (np.array([self.shape], SIZES), self.runs, self.rows)
+        else:
+            blocks = -(-result.size // cuda.THREADS)
+            name, given = "attention_add_pairs", (self.pairs, result)
+            numbers = (np.array([(self.runs, H, T, S)], SIZES), np.array([bias.shape], SIZES))
+        cuda.launch(
+            "attention_sums", f"{name}_{bias.dtype.name}", blocks, cuda.THREADS, *given, *numbers
+        )
+        return result

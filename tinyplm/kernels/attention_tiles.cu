@@ -350,3 +350,32 @@ template <bool LAST_FIRST> __device__ inline Turn turn_of(const Problem &p, int 
     const int tile = place / size;
     return {LAST_FIRST ? tiles - 1 - tile : tile, cluster * p.cluster + place % size};
 }
+
+// ---- the gradient of a bias by difference
+
+// Add what a warp's tile of scores, 32 columns from key s on, gives to each difference: to[s + 16 M - 1 + j - i] for row i
+// and column j. `room` is the warp's own, of 16 M rows.
+template <int M, int N, int PITCH>
+__device__ inline void add_differences(float *to, float *room, const float (&x)[M][N][4], int s, const Problem &p) {
+    static_assert(N == 4, "a lane for each column");
+    const int lane = threadIdx.x % 32;
+    __syncwarp(); // nobody still reads what was there
+    each_score<M, N>([&](int m, int n, int i, int row, int column) { room[row * PITCH + column] = x[m][n][i]; });
+    __syncwarp();
+    float near = 0, far = 0; // of differences number `lane` and `lane` + 32
+#pragma unroll
+    for (int row = 0; row < 16 * M; row++) {
+        const int column = lane + row - (16 * M - 1);
+        const float found = room[row * PITCH + (column & 31)];
+        near += column >= 0 ? found : 0.f;
+        far += column >= 0 ? 0.f : found;
+    }
+    const int at = s + lane, end = p.keys + 16 * M - 1;
+    if (at < end) {
+        to[at] += near;
+    }
+    if (lane < 16 * M - 1 && at + 32 < end) {
+        to[at + 32] += far;
+    }
+    // The next tile adds to some of these by other lanes, which the first barrier above is for.
+}

@@ -34,7 +34,7 @@ def compiler():
 @pytest.fixture(scope="session")
 def machine_code(request, compiler, tmp_path_factory):
     """What became of a file for an architecture; two are compiled at a time, and kept in pytest's cache."""
-    cache = request.config.cache
+    cache = getattr(request.config, "cache", None)
     folder = cache.mkdir("device_code") if cache else tmp_path_factory.mktemp("device_code")
     seconds = request.config.stash.setdefault(SECONDS, {})
     pool, jobs = ThreadPoolExecutor(2), {}

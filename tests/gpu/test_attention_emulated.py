@@ -87,3 +87,60 @@ def check(device, q, k, v, bias, rules):
 @pytest.mark.parametrize("T", [1, 7, 64, 65, 100, 130])
 def test_lengths(device, T, causal):
     check(device, *heads(2, T, T, 2, 64, BFLOAT16), None, Rules(causal, None, 0.125))
+
+
+def padding(B, S):
+    """Keys seen of each batch row: at the right, at the left, with a hole, and none."""
+    seen = np.ones((4, S), bool)
+    seen[0, S * 2 // 3 :] = False
+    seen[1, : S // 2] = False
+    seen[2, S // 3 : S // 2] = False
+    seen[3] = False
+    return seen[:B, None, None]
+
+
+RULES = {
+    "padding": lambda B, T, S: {"mask": padding(B, S)},
+    "padding and causal": lambda B, T, S: {"mask": padding(B, S), "causal": True},
+    "mask": lambda B, T, S: {"mask": np.random.default_rng(1).uniform(size=(B, 1, T, S)) < 0.6},
+    "mask of heads": lambda B, T, S: {
+        "mask": np.random.default_rng(1).uniform(size=(1, 2, T, S)) < 0.6
+    },
+    "window": lambda B, T, S: {"window": 20},
+    "window and causal": lambda B, T, S: {"window": 33, "causal": True},
+    "dropout": lambda B, T, S: {"rate": 0.2, "seed": (1 << 62) + 12345},
+    "all dropped": lambda B, T, S: {"rate": 1.0, "seed": 7},
+    "negative": lambda B, T, S: {"scale": -0.3},
+    "everything": lambda B, T, S: {
+        "mask": padding(B, S), "window": 70, "causal": True, "rate": 0.1, "seed": 5,
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", RULES)
+@pytest.mark.parametrize(("T", "S"), [(100, 100), (33, 130), (130, 70)])
+def test_rules(device, name, T, S):
+    B = 4 if "padding" in name or name == "everything" else 2
+    rules = Rules(**{"causal": False, "mask": None, "scale": 0.125, **RULES[name](B, T, S)})
+    check(device, *heads(B, T, S, 2, 32, BFLOAT16), None, rules)
+
+
+BIASES = {
+    "of pairs": lambda B, H, T, S: (1, H, T, S),
+    "of heads": lambda B, H, T, S: (1, 1, T, S),
+    "of each": lambda B, H, T, S: (B, H, T, S),
+    "of keys": lambda B, H, T, S: (B, 1, 1, S),
+    "of keys of a head": lambda B, H, T, S: (1, H, 1, S),
+    "by difference": lambda B, H, T, S: (H, S + T - 1),
+}
+
+
+@pytest.mark.parametrize("plain", [True, False])
+@pytest.mark.parametrize("name", BIASES)
+@pytest.mark.parametrize(("T", "S"), [(100, 100), (33, 130)])
+def test_biases(device, name, T, S, plain):
+    bias = drawn(BIASES[name](3, 2, T, S), BFLOAT16, 4)
+    rules = Rules(causal=False, mask=None, scale=0.125)
+    if not plain:
+        rules = Rules(True, padding(3, S), 0.25, rate=0.1, seed=3, window=90)
+    check(device, *heads(3, T, S, 2, 32, BFLOAT16), bias, rules)

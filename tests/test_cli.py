@@ -799,7 +799,7 @@ def test_gradcheck_tells_each_op_and_a_summary(say):
 def test_gradcheck_fails_when_a_gradient_is_wrong(say, monkeypatch):
     from tinyplm.autograd import gradcheck
 
-    def wrong(name, sample):
+    def wrong(name, sample, device):
         raise gradcheck.GradientError("gradient 2, but the function changes by 1")
 
     monkeypatch.setattr(gradcheck, "check_gradient", wrong)

@@ -331,13 +331,19 @@ def _function(file: str, kernel: str, device: int) -> Any:
     return _module(file, device).get_function(kernel)
 
 
-@functools.cache
+_allowed: dict[tuple[str, str, int], int] = {}
+"""Bytes of dynamic shared memory that kernels may have by now, by file, name and card."""
+
+
 def _allow(file: str, kernel: str, device: int, shared: int) -> None:
-    """Let a kernel have more dynamic shared memory than the 48 KB that all may have."""
+    """Let a kernel have more dynamic shared memory than the 48 KB that all may have; never less than before."""
+    if shared <= _allowed.get((file, kernel, device), DYNAMIC_SHARED):
+        return
     from cupy_backends.cuda.api import driver
 
     most = 8  # CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
     driver.funcSetAttribute(_function(file, kernel, device).ptr, most, shared)
+    _allowed[file, kernel, device] = shared
 
 
 def launch(

@@ -130,6 +130,17 @@ def test_two_backward_calls_accumulate():
     assert x.grad.tolist() == [6.0, 6.0]
 
 
+def test_gradients_of_a_leaf_in_half_precision_are_added_up_in_float32():
+    """2049 is no float16: added up in it, each 1 would get lost."""
+    x = Tensor([1.0], dtype="float16", requires_grad=True)
+    (x * 2048 + x + x).sum().backward()
+    assert x.grad.dtype == np.float32
+    assert x.grad.tolist() == [2050.0]
+    for _ in range(2):
+        (x + 0).sum().backward()
+    assert x.grad.tolist() == [2052.0]
+
+
 def test_gradients_of_leaves_do_not_share_memory():
     a, b = leaf(1.0), leaf(2.0)
     given = np.array([1.0])
@@ -586,6 +597,15 @@ def test_a_change_of_an_array_behind_a_result_that_shows_it_is_noticed(through):
     except GraphError:
         return
     assert x.grad.tolist() == [3.0, 4.0]
+
+
+def test_a_change_of_a_mask_is_noticed_in_half_precision_too():
+    q, k, v = (Tensor(grid(2, 2), dtype="float16", requires_grad=True) for _ in range(3))
+    mask = np.ones((2, 2), bool)
+    y = ops.attention(q, k, v, mask=mask)
+    mask[0, 0] = False
+    with pytest.raises(GraphError, match="changed in place"):
+        y.sum().backward()
 
 
 def test_what_is_not_needed_may_change():

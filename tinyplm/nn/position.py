@@ -5,6 +5,7 @@ Both see the difference of two positions only, so a text may be shifted, padded 
 Axes: B batch, T queries, S keys, D width, H heads, K width of a head. Queries are the last T of the S positions.
 """
 
+import functools
 import math
 from typing import Any
 
@@ -39,6 +40,19 @@ def buckets_of(
     return found + n * (differences > 0) if bidirectional else found
 
 
+@functools.cache
+def _buckets_within(
+    xp: Any, length: int, buckets: int, max_distance: int, bidirectional: bool
+) -> Array:
+    """Those of differences above -length and below length, kept on the device: every step asks for the same."""
+    differences = np.arange(1 - length, length)
+    found = buckets_of(
+        differences, buckets=buckets, max_distance=max_distance, bidirectional=bidirectional
+    )
+    kept: Array = xp.asarray(found)
+    return kept
+
+
 class RelativeBias(Module):
     """A learned number per head for each bucket of relative positions, added to scores (Raffel et al., 2020, 2.1).
 
@@ -66,13 +80,11 @@ class RelativeBias(Module):
 
     def differences(self, queries: int, keys: int) -> Tensor:
         """The same by difference, (H, S + T - 1): from key 0 for the last query to the last key for the first."""
-        found = buckets_of(
-            np.arange(1 - keys, queries),  # the first query stands at keys - queries
-            buckets=self.table.shape[0],
-            max_distance=self.max_distance,
-            bidirectional=self.bidirectional,
-        )
-        rows = ops.take_rows(self.table, namespace(self.table.array).asarray(found))
+        room = 1 << (keys - 1).bit_length()  # so that few are kept while keys become more
+        rule = self.table.shape[0], self.max_distance, self.bidirectional
+        found = _buckets_within(namespace(self.table.array), room, *rule)
+        # Differences from 1 - keys to queries - 1, as the first query stands at keys - queries.
+        rows = ops.take_rows(self.table, found[room - keys : room + queries - 1])
         return ops.transpose(rows)
 
 

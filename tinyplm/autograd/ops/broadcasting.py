@@ -140,15 +140,20 @@ def _rounded(
     def widen(g: Any) -> Any:
         return g.astype(np.float32) if g is not None and is_half(g.dtype) else g
 
-    def narrow_gradient(gradient: Any, is_halved: bool) -> Any:
-        if callable(gradient):  # only made if it is wanted
-            return lambda: narrow_gradient(gradient(), is_halved)
-        return gradient.astype(dtype) if is_halved and gradient is not None else gradient
+    to_half = [dtype if h else None for h in half]
 
     def rounded(g: Any) -> Any:
         given = pullback(tuple(map(widen, g)) if isinstance(g, tuple) else widen(g))
         if not isinstance(given, tuple):
-            return narrow_gradient(given, half[0])
-        return tuple(map(narrow_gradient, given, half[: len(given)]))
+            return _rounded_gradient(given, to_half[0])
+        return tuple(map(_rounded_gradient, given, to_half[: len(given)]))
 
     return tuple(map(narrow, result)) if isinstance(result, tuple) else narrow(result), rounded
+
+
+def _rounded_gradient(gradient: Any, dtype: Any) -> Any:
+    if dtype is None or gradient is None:
+        return gradient
+    if callable(gradient):  # only made if it is wanted
+        return lambda: _rounded_gradient(gradient(), dtype)
+    return gradient.astype(dtype)

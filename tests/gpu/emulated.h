@@ -7,6 +7,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <string>
 #include <tuple>
 #include <ucontext.h>
 #include <utility>
@@ -91,6 +92,8 @@ static bool started[MOST], finished[MOST], stuck[MOST]; // stuck: until the whol
 static int current, alive, alive_of_warp[MOST / 32];
 static void (*job)();
 static long progress; // grows with all that others may wait for
+static jmp_buf at_fault;
+static char fault[4096]; // what went wrong in this launch
 
 static void give_way() {
     if (_setjmp(at[current]) == 0) {
@@ -130,6 +133,13 @@ struct Barrier { // of so many threads that have not finished
     }
 };
 static Barrier of_block, of_warp[MOST / 32];
+
+// End the launch: Python is told why.
+template <class... P> [[noreturn]] inline void fail(const char *format, P... what) {
+    const int begun = std::snprintf(fault, sizeof fault, "block %u, thread %d: ", blockIdx.x, current);
+    std::snprintf(fault + begun, sizeof fault - begun, format, what...);
+    _longjmp(at_fault, 1);
+}
 
 inline void __syncthreads() { of_block.wait(alive, true); }
 inline void __syncwarp() { of_warp[current / 32].wait(alive_of_warp[current / 32], false); }
@@ -216,16 +226,18 @@ struct Copy {
     void *to;
     const void *from;
     bool present;
+    int bytes;
 };
 static std::vector<Copy> asked[MOST];
 static std::vector<std::vector<Copy>> groups[MOST];
-inline void copy_async(void *to, const void *from, bool present) {
-    if (uint64_t(to) % 16 != 0 || (present && uint64_t(from) % 16 != 0)) {
+inline void copy_async(void *to, const void *from, bool present, int bytes = 16) {
+    if (uint64_t(to) % bytes != 0 || (present && uint64_t(from) % bytes != 0)) {
         std::abort();
     }
-    std::memset(to, 0xff, 16);
-    asked[current].push_back({to, from, present});
+    std::memset(to, 0xff, bytes);
+    asked[current].push_back({to, from, present, bytes});
 }
+inline void copy_async_word(void *to, const void *from, bool present) { copy_async(to, from, present, 4); }
 inline void close_copies() {
     groups[current].push_back(std::move(asked[current]));
     asked[current].clear();
@@ -235,9 +247,9 @@ template <int UNDER_WAY> void wait_for_copies() {
     while (mine.size() > UNDER_WAY) {
         for (const Copy &copy : mine.front()) {
             if (copy.present) {
-                std::memcpy(copy.to, copy.from, 16);
+                std::memcpy(copy.to, copy.from, copy.bytes);
             } else {
-                std::memset(copy.to, 0, 16);
+                std::memset(copy.to, 0, copy.bytes);
             }
         }
         mine.erase(mine.begin());
@@ -268,8 +280,13 @@ template <class... P> void (*Call<P...>::kernel)(P...);
 template <class... P> std::tuple<P...> Call<P...>::arguments{};
 
 template <class... P, size_t... I>
-void launch(void (*kernel)(P...), long blocks, int threads, long shared, void **from, std::index_sequence<I...>) {
+const char *launch(void (*kernel)(P...), long blocks, int threads, long shared, void **from, std::index_sequence<I...>) {
+    if (_setjmp(at_fault) != 0) {
+        return fault;
+    }
     dynamic_size = shared;
+    of_block = {};
+    std::fill(of_warp, of_warp + MOST / 32, Barrier{});
     Call<P...>::kernel = kernel;
     Call<P...>::arguments = std::tuple<P...>(*static_cast<P *>(from[I])...);
     job = Call<P...>::run;
@@ -312,16 +329,16 @@ void launch(void (*kernel)(P...), long blocks, int threads, long shared, void **
         end_block(threads);
         for (int i = 0; i < 1024; i++) {
             if (dynamic_room[shared + i] != 0xff) {
-                std::fprintf(stderr, "written behind the dynamic shared memory\n");
-                std::abort();
+                fail("written behind the dynamic shared memory");
             }
         }
     }
+    return nullptr;
 }
 template <class... P> void sizes_of(void (*)(P...), long *out) { ((*out++ = sizeof(P)), ...); }
 template <class... P> constexpr size_t count_of(void (*)(P...)) { return sizeof...(P); }
 #define LAUNCH(name) \
-    extern "C" void emulate_##name(long blocks, int threads, long shared, void **from) { \
-        launch(name, blocks, threads, shared, from, std::make_index_sequence<count_of(name)>()); \
+    extern "C" const char *emulate_##name(long blocks, int threads, long shared, void **from) { \
+        return launch(name, blocks, threads, shared, from, std::make_index_sequence<count_of(name)>()); \
     } \
     extern "C" void sizes_of_##name(long *out) { sizes_of(name, out); }

@@ -7,13 +7,6 @@
 struct TensorMap;
 typedef unsigned long long Barrier64; // u64 of prelude.cu
 
-template <class... P> [[noreturn]] inline void fail(const char *format, P... what) {
-    std::fprintf(stderr, "block %u, thread %d: ", blockIdx.x, current);
-    std::fprintf(stderr, format, what...);
-    std::fprintf(stderr, "\n");
-    std::abort();
-}
-
 // ---- shared memory: its numbers begin at 512, so that nobody takes the first of them for a multiple of 1,024
 
 const unsigned SHARED_BEGIN = 512;
@@ -182,17 +175,19 @@ static void nobody_goes_on(int threads) {
         arrive(box);
         return;
     }
-    std::fprintf(stderr, "block %u: nobody can go on\n", blockIdx.x);
+    std::string said;
     for (int i = 0; i < threads; i++) {
+        char line[200] = "";
         if (!finished[i] && waiting[i].barrier) {
             const Phases *const p = reinterpret_cast<const Phases *>(waiting[i].barrier);
-            std::fprintf(stderr, "thread %d waits for parity %u of the barrier at %u: %d of %d still to arrive, %d bytes to come\n",
-                         i, waiting[i].parity, shared_address(p), int(p->pending), int(p->count), int(p->bytes));
+            std::snprintf(line, sizeof line, "\nthread %d: parity %u of the barrier at %u, with %d of %d arrivals and %d bytes to come",
+                          i, waiting[i].parity, shared_address(p), int(p->pending), int(p->count), int(p->bytes));
         } else if (!finished[i]) {
-            std::fprintf(stderr, "thread %d waits for its block, its warp or registers\n", i);
+            std::snprintf(line, sizeof line, "\nthread %d: its block, its warp or registers", i);
         }
+        said += line;
     }
-    std::abort();
+    fail("nobody can go on. Waited for:%s", said.c_str());
 }
 
 // ---- products

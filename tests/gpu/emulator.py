@@ -24,6 +24,8 @@ KINDS = {
 }  # fmt: skip
 MOST_SHARED = 232_448
 """Bytes of dynamic shared memory that a block of an H200 can have."""
+CARD = cuda.Card(80, 4, 99 * 1024)
+"""What choices are made for: few multiprocessors, as sizes are small too."""
 STRIDED = ("attention", "cross_entropy_in_place")
 """How kernels begin that are told the strides of their arrays."""
 GUARD = 64
@@ -42,6 +44,7 @@ class Emulator:
         monkeypatch.setattr(cuda, "empty", self.empty)
         monkeypatch.setattr(cuda, "address", lambda a: a.ctypes.data)
         monkeypatch.setattr(cuda, "usable", lambda: True)
+        monkeypatch.setattr(cuda, "card", lambda: CARD)
 
     def _library(self, file):
         text = f'#include "{HEADER}"\n{cuda.source(file)}\n'
@@ -80,7 +83,9 @@ class Emulator:
         places = (ctypes.c_void_p * len(held))(*(h.ctypes.data for h in held))
         assert shared <= MOST_SHARED
         emulate = getattr(library, f"emulate_{kernel}")
-        emulate(ctypes.c_long(blocks), threads, ctypes.c_long(shared), places)
+        emulate.restype = ctypes.c_char_p
+        fault = emulate(ctypes.c_long(blocks), threads, ctypes.c_long(shared), places)
+        assert fault is None, f"{kernel}: {fault.decode()}"
 
     def empty(self, like, shape, dtype=None, *, zeros=False):
         """As cuda.empty, but what nobody wrote is NaN, and so is what lies around it."""

@@ -5,7 +5,7 @@
 // both operands into a ring of stages; two groups multiply, each half of the tile's rows, and store. While they store,
 // the next tile's boxes arrive. A stage is full when all its bytes are there, and empty when every warp is done with it.
 
-const int CONSUMERS = 2, STEP = 64;          // groups that multiply; terms of a stage
+const int CONSUMERS = 2, STEP = 64, RUN = 8; // groups that multiply; terms of a stage; sums of a row that a lane finishes
 const int BOX = 64 * BOX_ROW;                // bytes of 64 rows of a box
 const int GROUP_OF_TILES = 8;                // rows of tiles that are walked together, as in matmul_plan.py
 const int OWN_REGISTERS = 240, LEFT_REGISTERS = 24; // of a thread that multiplies, and of one that does not
@@ -13,11 +13,12 @@ const int OWN_REGISTERS = 240, LEFT_REGISTERS = 24; // of a thread that multipli
 struct Work {
     u32 down, across, batch, parts; // tiles, matrices, parts of each sum
     int steps, steps_of_part;       // of all terms, and of a part but the last
+    int a_moves, b_moves;           // 1, or 0 where all matrices are the same one
 };
 
 struct Place { // of a piece of work
-    u32 part, matrix;
-    int row, column, first, last; // where the tile begins; its steps
+    int part, matrix, row, column; // where the tile begins
+    int first, last;               // its steps
 };
 
 template <int ROWS, int COLUMNS> __device__ inline Place place(u32 number, const Work &w) {
@@ -25,11 +26,11 @@ template <int ROWS, int COLUMNS> __device__ inline Place place(u32 number, const
     const u32 group = tile / (GROUP_OF_TILES * w.across), within = tile % (GROUP_OF_TILES * w.across);
     const u32 left = w.down - group * GROUP_OF_TILES, high = left < GROUP_OF_TILES ? left : GROUP_OF_TILES;
     Place found;
-    found.part = others / w.batch;
-    found.matrix = others % w.batch;
+    found.part = int(others / w.batch);
+    found.matrix = int(others % w.batch);
     found.row = int(group * GROUP_OF_TILES + within % high) * ROWS;
     found.column = int(within / high) * COLUMNS;
-    found.first = int(found.part) * w.steps_of_part;
+    found.first = found.part * w.steps_of_part;
     const int end = found.first + w.steps_of_part;
     found.last = end < w.steps ? end : w.steps;
     return found;
@@ -135,8 +136,8 @@ __device__ inline void product(const TensorMap *a, const TensorMap *b, const Res
                     unsigned char *const to = stages + stage * BYTES;
                     barrier_wait(empty + stage, parity ^ 1);
                     barrier_expect(full + stage, BYTES);
-                    bring<TURNED_A, ROWS>(to, a, full + stage, at.row, step * STEP, at.matrix);
-                    bring<TURNED_B, COLUMNS>(to + BYTES_A, b, full + stage, at.column, step * STEP, at.matrix);
+                    bring<TURNED_A, ROWS>(to, a, full + stage, at.row, step * STEP, at.matrix * w.a_moves);
+                    bring<TURNED_B, COLUMNS>(to + BYTES_A, b, full + stage, at.column, step * STEP, at.matrix * w.b_moves);
                     next_stage();
                 }
             }
@@ -188,7 +189,8 @@ __device__ inline void product(const TensorMap *a, const TensorMap *b, const Res
         product_##T##_##ROWS##x##COLUMNS##_hopper_##A##B##_##LAST( \
             const __grid_constant__ TensorMap a, const __grid_constant__ TensorMap b, \
             const __grid_constant__ Result result, i64 down, i64 across, i64 batch, i64 parts, i64 steps, \
-            i64 steps_of_part) { \
-        const Work w = {u32(down), u32(across), u32(batch), u32(parts), int(steps), int(steps_of_part)}; \
+            i64 steps_of_part, i64 a_moves, i64 b_moves) { \
+        const Work w = {u32(down), u32(across), u32(batch), u32(parts), \
+                        int(steps), int(steps_of_part), int(a_moves), int(b_moves)}; \
         product<T, ROWS, COLUMNS, STAGES, TURNED_A_##A, TURNED_B_##B, LAST>(&a, &b, result, w); \
     }

@@ -13,8 +13,6 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..errors import DeviceError
-from ..types import Array
-from . import cuda
 
 CODES = {"float16": 6, "float32": 7, "bfloat16": 9}
 """The driver's numbers for what values are stored as."""
@@ -52,21 +50,30 @@ class TensorMap(NamedTuple):
         return 4 if self.dtype == "float32" else 2
 
 
-def of_matrices(a: Array, across: int, high: int) -> TensorMap:
-    """For boxes of one matrix of a (..., R, C), C without gaps, with at most one axis before.
+def of_matrices(
+    address: int,
+    dtype: str,
+    shape: tuple[int, int, int],
+    strides: tuple[int, int],
+    box: tuple[int, int],
+) -> TensorMap:
+    """For boxes of one matrix of several.
 
     Args:
-        a: the matrices.
-        across: columns of a box, which are 128 bytes.
-        high: rows of a box.
+        address: of the first value.
+        dtype: of the values.
+        shape: matrices, rows, columns.
+        strides: in bytes, from one matrix to the next and from one row to the next; any where there is only one.
+        box: rows, and columns, which are LINE bytes.
     """
-    *batch, rows, columns = a.shape
-    pitch = a.strides[-2] if rows > 1 else -(-columns * a.dtype.itemsize // 16) * 16
-    step = a.strides[0] if batch and batch[0] > 1 else rows * pitch
-    return TensorMap(
-        cuda.address(a), a.dtype.name,
-        (columns, rows, batch[0] if batch else 1), (pitch, step), (across, high, 1),
-    )  # fmt: skip
+    matrices, rows, columns = shape
+    size = 4 if dtype == "float32" else 2
+    step, pitch = strides
+    if rows == 1:  # the driver wants a number all the same
+        pitch = -(-columns * size // 16) * 16
+    if matrices == 1:
+        step = rows * pitch
+    return TensorMap(address, dtype, (columns, rows, matrices), (pitch, step), (*box[::-1], 1))
 
 
 def check(given: TensorMap) -> None:
@@ -77,8 +84,8 @@ def check(given: TensorMap) -> None:
     """
     faults = [
         (given.address % 16 != 0, f"the address {given.address:#x} is no multiple of 16"),
-        (any(s % 16 or not 0 <= s < 1 << 40 for s in given.strides),
-         f"strides {given.strides} are to be multiples of 16 bytes below 2^40"),
+        (any(s % 16 or not 0 < s < 1 << 40 for s in given.strides),
+         f"strides {given.strides} are to be multiples of 16 bytes, from 16 to below 2^40"),
         (any(not 0 < n <= 1 << 32 for n in given.sizes), f"sizes {given.sizes} are to be 1 to 2^32"),
         (any(not 0 < n <= SIDE for n in given.box), f"a box of {given.box} has a side beyond 1 to {SIDE}"),
         (given.box[0] * given.itemsize != LINE, f"a box of {given.box} has no rows of {LINE} bytes"),

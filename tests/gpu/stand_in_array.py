@@ -294,7 +294,8 @@ def compute(function, *arguments, keep=False, **options):
     if stream.captured is None:
         with np.errstate(all="ignore"):
             return _wrapped(function(*given, **named), arrays, keep)
-    before = [(a._raw, a._raw.copy()) for a in arrays if a._raw.flags.writeable]
+    memory = {id(a._memory): a._memory.raw for a in arrays}
+    before = [(room, room.copy()) for room in memory.values()]
     with np.errstate(all="ignore"):
         result = _wrapped(function(*given, **named), arrays, keep)
     for to, values in before:

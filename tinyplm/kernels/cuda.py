@@ -13,6 +13,7 @@ import ctypes
 import functools
 import hashlib
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -28,7 +29,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..backend import is_array, library, namespace
+from ..backend import driver_version, is_array, library, namespace
 from ..errors import DeviceError, DeviceMemoryError, MissingExtraError, TinyplmWarning
 from ..types import Array
 from .precision import cache_file
@@ -81,10 +82,12 @@ class Compiler:
         name: what it is, with its version.
         compile: makes machine code from a text for an architecture as "sm_90a"; raises DeviceError with the
             compiler's own words.
+        major: the CUDA that it belongs to, as 13: older drivers refuse its machine code; 0 where it is not known.
     """
 
     name: str
     compile: Callable[[str, str], Compiled]
+    major: int = 0
 
 
 def source(file: str) -> str:
@@ -141,6 +144,13 @@ def compiler() -> Compiler:
             "No compiler for device code: neither NVRTC (of CuPy, or the package nvidia-cuda-nvrtc) nor nvcc on the "
             'PATH. CuPy\'s wheels bring it with: pip install "cupy-cuda13x[ctk]" or "cupy-cuda12x[ctk]".'
         )
+    supported = driver_version()
+    if supported is not None and found.major > supported[0]:
+        raise MissingExtraError(
+            f"{found.name} makes code for CUDA {found.major}, and the driver supports CUDA "
+            f"{supported[0]}.{supported[1]}. Update the driver, or pip uninstall nvidia-cuda-nvrtc and "
+            f'pip install "cupy-cuda{supported[0]}x[ctk]".'
+        )
     return found
 
 
@@ -164,9 +174,10 @@ def _cupy_nvrtc() -> Compiler | None:
     """NVRTC as CuPy found it, which fits the driver."""
     try:
         nvrtc = import_module("cupy_backends.cuda.libs.nvrtc")
-        name = "NVRTC {}.{} of CuPy".format(*nvrtc.getVersion())
+        major, minor = nvrtc.getVersion()
     except (ImportError, RuntimeError, OSError):
         return None
+    name = f"NVRTC {major}.{minor} of CuPy"
 
     def compile_text(text: str, arch: str) -> Compiled:
         program = nvrtc.createProgram(text, "tinyplm.cu", (), ())
@@ -227,7 +238,7 @@ def _packaged_nvrtc() -> Compiler | None:
         finally:
             nvrtc.nvrtcDestroyProgram(ctypes.byref(program))
 
-    return Compiler(name, compile_text)
+    return Compiler(name, compile_text, major)
 
 
 def _nvcc() -> Compiler | None:
@@ -256,7 +267,7 @@ def _nvcc() -> Compiler | None:
                 raise _refused(name, arch, log)
             return Compiled(made.read_bytes(), log)
 
-    return Compiler(name, compile_text)
+    return Compiler(name, compile_text, major.value)
 
 
 def cubin(file: str, arch: str) -> bytes:
@@ -303,11 +314,14 @@ def _write(kept: Path | None, code: bytes) -> None:
 
 @functools.cache
 def usable() -> bool:
-    """Whether kernels can be compiled for the card in use; if not, a warning says why, once."""
+    """Whether kernels can be compiled for the card in use; if it is too old, a warning says so, once.
+
+    Raises:
+        MissingExtraError: CuPy, a driver or a compiler is missing. Without a compiler CuPy computes nothing either.
+    """
     try:
         architecture()
-        compiler()
-    except (DeviceError, MissingExtraError) as error:
+    except DeviceError as error:
         warnings.warn(
             f"{error} Until then CuPy computes everything in plain array code, which is slower.",
             TinyplmWarning,

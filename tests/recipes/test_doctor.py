@@ -6,6 +6,7 @@ import os
 import numpy as np
 import pytest
 
+from tinyplm.kernels.cuda import Compiler
 from tinyplm.recipes import doctor
 
 
@@ -29,37 +30,104 @@ def test_the_extra_fits_the_driver(major, extra):
     assert doctor.fitting_extra(major) == extra
 
 
+NOTHING = {"driver": None, "cards": [], "capabilities": [], "extra": None}
+
+
 def test_a_machine_without_a_driver_has_no_card(monkeypatch):
     def missing(name):
         raise OSError(name)
 
     monkeypatch.setattr(doctor.ctypes, "CDLL", missing)
-    assert doctor.cuda() == {"driver": None, "cards": [], "extra": None}
+    assert doctor.cuda() == NOTHING
     assert doctor.blas()["threads"] is None
 
 
+class Driver:
+    """As much of it as is asked."""
+
+    version, fails = 13_010, 0
+
+    def __init__(self, name):
+        pass
+
+    def cuInit(self, flags):  # noqa: N802  the driver's names
+        return self.fails
+
+    def cuDriverGetVersion(self, version):  # noqa: N802
+        version._obj.value = self.version
+        return 0
+
+    def cuDeviceGetCount(self, count):  # noqa: N802
+        count._obj.value = 1
+        return 0
+
+    def cuDeviceGet(self, device, number):  # noqa: N802
+        return 0
+
+    def cuDeviceGetName(self, name, length, device):  # noqa: N802
+        name.value = b"a card"
+        return 0
+
+    def cuDeviceGetAttribute(self, value, attribute, device):  # noqa: N802
+        value._obj.value = {75: 9, 76: 0}[attribute]
+        return 0
+
+
 def test_a_driver_is_asked_for_its_version_and_cards(monkeypatch):
-    class Driver:
-        def __init__(self, name):
-            pass
-
-        def cuInit(self, flags):  # noqa: N802  the driver's names
-            return 0
-
-        def cuDriverGetVersion(self, version):  # noqa: N802
-            version._obj.value = 13_010
-            return 0
-
-        def cuDeviceGetCount(self, count):  # noqa: N802
-            count._obj.value = 1
-            return 0
-
-        def cuDeviceGet(self, device, number):  # noqa: N802
-            return 0
-
-        def cuDeviceGetName(self, name, length, device):  # noqa: N802
-            name.value = b"a card"
-            return 0
-
     monkeypatch.setattr(doctor.ctypes, "CDLL", Driver)
-    assert doctor.cuda() == {"driver": "13.1", "cards": ["a card"], "extra": "cuda13"}
+    found = {"driver": "13.1", "cards": ["a card"], "capabilities": ["9.0"], "extra": "cuda13"}
+    assert doctor.cuda() == found
+    monkeypatch.setattr(Driver, "fails", 100)
+    assert doctor.cuda() == found | {"cards": [], "capabilities": []}
+
+
+FITS = {"driver": "12.4", "cards": ["a card"], "capabilities": ["9.0"], "extra": "cuda12"}
+NEWER = FITS | {"driver": "13.0", "extra": "cuda13"}
+NVRTC12, NVRTC13 = (Compiler(f"NVRTC {major}.0", None, major) for major in (12, 13))
+
+
+@pytest.mark.parametrize(
+    ("found", "packages", "compilers", "said"),
+    [
+        (FITS, ["cupy-cuda12x 14.2.0"], [NVRTC12], []),
+        (NEWER, ["cupy-cuda13x 14.2.0"], [NVRTC13, NVRTC12], []),
+        (NEWER, ["cupy-cuda12x 14.2.0"], [NVRTC12], []),
+        (NEWER, ["cupy 14.2.0"], [NVRTC13], []),
+        (NOTHING, [], [], ["no NVIDIA driver"]),
+        (FITS | {"driver": "11.8", "extra": None}, [], [NVRTC12], ["update it for CUDA 12"]),
+        (
+            FITS | {"cards": [], "capabilities": []},
+            ["cupy-cuda12x 14"],
+            [NVRTC12],
+            ["sees no card"],
+        ),
+        (
+            FITS | {"capabilities": ["7.5"]},
+            ["cupy-cuda12x 14"],
+            [NVRTC12],
+            ["capability 8.0 or la"],
+        ),
+        (FITS | {"capabilities": ["7.5", "8.0"]}, ["cupy-cuda12x 14"], [NVRTC12], []),
+        (FITS, [], [NVRTC12], ['12.4: pip install "tinyplm[cuda12]"']),
+        (
+            FITS,
+            ["cupy-cuda12x 14", "cupy-cuda13x 14"],
+            [NVRTC12],
+            ["both installed: pip uninstall"],
+        ),
+        (
+            FITS,
+            ["cupy-cuda13x 14.2.0"],
+            [NVRTC12],
+            ["pip uninstall cupy-cuda13x, then pip install"],
+        ),
+        (FITS, ["cupy-cuda12x 14"], [], ['pip install "cupy-cuda12x[ctk]"']),
+        (FITS, ["cupy-cuda12x 14"], [NVRTC13], ["pip uninstall nvidia-cuda-nvrtc"]),
+        (FITS, [], [], ["no CuPy", "no compiler"]),
+    ],
+)
+def test_what_is_in_the_way_of_a_card_is_said_with_what_to_do(found, packages, compilers, said):
+    sentences = doctor.in_the_way(found, packages, compilers)
+    assert len(sentences) == len(said), sentences
+    for sentence, part in zip(sentences, said, strict=True):
+        assert part in sentence

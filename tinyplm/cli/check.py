@@ -97,17 +97,15 @@ def doctor(args: argparse.Namespace, console: Console) -> int:
         ("python", f"{found['python']} on {found['platform']}"),
         *((name, version or "not installed") for name, version in found["versions"].items()),
         *(
-            (name, version or f'not installed: pip install "tinyplm[{EXTRAS[name].split()[0]}]"')
+            (name, version or f"not installed: {_install(EXTRAS[name])}")
             for name, version in found["extras"].items()
-            if name != "cupy"
         ),
-        ("cupy", found["extras"]["cupy"] or _no_cupy(cuda)),
+        ("driver", f"CUDA {cuda['driver']}: {_cards(cuda)}" if cuda["driver"] else "none"),
         (
-            "driver",
-            f"CUDA {cuda['driver']}: {', '.join(cuda['cards']) or 'no card'}"
-            if cuda["driver"]
-            else "none",
+            "device code",
+            f"compiled by {found['compilers'][0]}" if found["compilers"] else "no compiler",
         ),
+        ("--device cuda", "; ".join(found["in_the_way_of_cuda"]) or "all that it needs is here"),
         ("cores", str(found["cores"])),
         ("memory", size(memory) if memory else "unknown"),
         ("BLAS", f"{blas['name']} {blas['version']}, {threads}"),
@@ -137,7 +135,10 @@ def _mkl(found: dict[str, Any]) -> str:
     return f"{found['version']}, {speed}"
 
 
-def _no_cupy(cuda: dict[str, Any]) -> str:
-    if cuda["extra"]:
-        return f'not installed; the driver supports CUDA {cuda["driver"]}: pip install "tinyplm[{cuda["extra"]}]"'
-    return "not installed, and no driver that could use it"
+def _install(extras: str) -> str:
+    return " or ".join(f'pip install "tinyplm[{extra}]"' for extra in extras.split(" or "))
+
+
+def _cards(cuda: dict[str, Any]) -> str:
+    pairs = zip(cuda["cards"], cuda["capabilities"], strict=True)
+    return ", ".join(f"{name} ({capability})" for name, capability in pairs) or "no card"

@@ -15,22 +15,28 @@ from typing import Any
 import numpy as np
 
 from .. import __version__
+from ..backend import cupy_packages, driver_version, fitting_extra
+from ..kernels import cuda as device_code
 from ..kernels import mkl
+from ..kernels.cuda import OLDEST, Compiler
 from ..kernels.precision import PRECISIONS, in_use
 from ..kernels.threads import available, products_by
 
 LIBRARIES = ("numpy", "tokenizers", "safetensors", "ml_dtypes")
-EXTRAS = {"numba": "fast", "matplotlib": "plot", "cupy": "cuda12 or cuda13", "mpi4py": "mpi"}
-_CUPY = ("cupy", "cupy-cuda12x", "cupy-cuda13x")
+EXTRAS = {
+    "numba": "fast", "matplotlib": "plot", "cupy": "cuda12 or cuda13",
+    "numba_cuda": "cuda12 or cuda13", "mpi4py": "mpi",
+}  # fmt: skip
 
 
 def doctor() -> dict[str, Any]:
-    """All of it, as values for JSON; nothing heavy is imported, and the card is asked through its driver alone."""
+    """All of it, as values for JSON; CuPy is not imported, and the card is asked through its driver alone."""
+    card, compilers = cuda(), list(device_code.compilers())
     return {
         "python": platform.python_version(),
         "platform": platform.platform(),
         "versions": {"tinyplm": __version__} | {name: _version(name) for name in LIBRARIES},
-        "extras": {name: _version(name) if find_spec(name) else None for name in EXTRAS},
+        "extras": {name: _version(name) for name in EXTRAS},
         "cores": cores(),
         "memory_bytes": memory(),
         "blas": blas(),
@@ -40,7 +46,9 @@ def doctor() -> dict[str, Any]:
             "products": products_by(),
         },
         "cpu_features": cpu_features(),
-        "cuda": cuda(),
+        "cuda": card,
+        "compilers": [compiler.name for compiler in compilers],
+        "in_the_way_of_cuda": in_the_way(card, cupy_packages(), compilers),
         "amx": mkl.has_amx(),
         "mkl": {
             "version": found.version if (found := mkl.load()) else None,
@@ -54,9 +62,13 @@ def doctor() -> dict[str, Any]:
 
 
 def _version(name: str) -> str | None:
-    for distribution in _CUPY if name == "cupy" else (name,):
-        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            return importlib.metadata.version(distribution)
+    """Of a package that is installed and can be found; CuPy has several names."""
+    if find_spec(name) is None:
+        return None
+    if name == "cupy":
+        return ", ".join(found.split()[1] for found in cupy_packages()) or None
+    with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+        return importlib.metadata.version(name)
     return None
 
 
@@ -124,29 +136,79 @@ def cpu_features() -> list[str]:
 
 
 def cuda() -> dict[str, Any]:
-    """The driver's CUDA version, the names of the cards, and the extra that fits; all empty without a driver."""
-    nothing: dict[str, Any] = {"driver": None, "cards": [], "extra": None}
-    try:
-        driver = ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
-    except OSError:
+    """The driver's CUDA version, its cards with their compute capabilities, and the extra that fits.
+
+    All empty without a driver.
+    """
+    nothing: dict[str, Any] = {"driver": None, "cards": [], "capabilities": [], "extra": None}
+    version = driver_version()
+    if version is None:
         return nothing
-    version, count = ctypes.c_int(), ctypes.c_int()
-    if driver.cuInit(0) or driver.cuDriverGetVersion(ctypes.byref(version)):
-        return nothing
-    driver.cuDeviceGetCount(ctypes.byref(count))
-    cards = []
+    found = nothing | {"driver": f"{version[0]}.{version[1]}", "extra": fitting_extra(version[0])}
+    library = ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
+    count = ctypes.c_int()
+    if library.cuInit(0) or library.cuDeviceGetCount(ctypes.byref(count)):
+        return found
     for i in range(count.value):
         device, name = ctypes.c_int(), ctypes.create_string_buffer(128)
-        if not driver.cuDeviceGet(ctypes.byref(device), i):
-            driver.cuDeviceGetName(name, len(name), device)
-            cards.append(name.value.decode(errors="replace"))
-    major, minor = version.value // 1000, version.value % 1000 // 10
-    return {"driver": f"{major}.{minor}", "cards": cards, "extra": fitting_extra(major)}
+        if not library.cuDeviceGet(ctypes.byref(device), i):
+            library.cuDeviceGetName(name, len(name), device)
+            found["cards"].append(name.value.decode(errors="replace"))
+            found["capabilities"].append(_capability(library, device))
+    return found
 
 
-def fitting_extra(major: int) -> str | None:
-    """The extra for a driver of this CUDA version; newer drivers run older versions too."""
-    return "cuda13" if major >= 13 else "cuda12" if major == 12 else None
+def _capability(library: Any, device: ctypes.c_int) -> str:
+    """A card's compute capability, as "9.0"."""
+    parts = []
+    for attribute in (75, 76):  # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR, _MINOR
+        value = ctypes.c_int()
+        library.cuDeviceGetAttribute(ctypes.byref(value), attribute, device)
+        parts.append(str(value.value))
+    return ".".join(parts)
+
+
+def in_the_way(found: dict[str, Any], packages: list[str], compilers: list[Compiler]) -> list[str]:
+    """What keeps `--device cuda` from working here, each with what to do; nothing if it should work.
+
+    Args:
+        found: what `cuda` says.
+        packages: CuPy's that are installed, as in "cupy-cuda13x 14.2.0".
+        compilers: for device code, best first.
+    """
+    if found["driver"] is None:
+        return [
+            "no NVIDIA driver: a card needs one, and in a container it must be let in (docker: --gpus all)"
+        ]
+    driver, extra = f"the driver supports CUDA {found['driver']}", found["extra"]
+    if extra is None:
+        return [f"{driver}: update it for CUDA 12 or later"]
+    said, install, major = [], f'pip install "tinyplm[{extra}]"', int(found["driver"].split(".")[0])
+    if not found["cards"]:
+        said.append(
+            "the driver sees no card: see nvidia-smi, and whether CUDA_VISIBLE_DEVICES hides it"
+        )
+    if found["capabilities"] and all(float(c) < OLDEST / 10 for c in found["capabilities"]):
+        said.append(
+            f"no card of compute capability {OLDEST / 10} or later: CuPy's own code computes, which is slower"
+        )
+    if not packages:
+        said.append(f"no CuPy; {driver}: {install}")
+    elif len(packages) > 1:
+        said.append(
+            f"{' and '.join(packages)} are both installed: pip uninstall both, then {install}"
+        )
+    elif (name := packages[0].split()[0]).endswith("x") and int(name[-3:-1]) > major:
+        said.append(
+            f"{name}, and {driver}: pip uninstall {name}, then {install}; or update the driver"
+        )
+    if not compilers:
+        said.append(f'no compiler for device code: pip install "cupy-{extra}x[ctk]"')
+    elif compilers[0].major > major:
+        said.append(
+            f"{compilers[0].name}, and {driver}: pip uninstall nvidia-cuda-nvrtc, then {install}; or update the driver"
+        )
+    return said
 
 
 def matmul_speed(size: int = 1_024) -> float:

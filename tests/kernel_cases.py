@@ -240,6 +240,12 @@ KERNEL_CASES = {
     "attention_pullback": KernelCase(_attention_back, through=_attention_back_through),
     "linear_forward": KernelCase(_mapped),
     "linear_gelu_forward": KernelCase(lambda rng, R, C: (*_mapped(rng, R, C), R % 2 == 0)),
+    "linear_residual_forward": KernelCase(
+        lambda rng, R, C: (*_mapped(rng, R, C), _rows(rng, R, C))
+    ),
+    "product_gelu_pullback": KernelCase(
+        lambda rng, R, C: (*_mapped(rng, R, C)[:2], _rows(rng, R, C), R % 2 == 0)
+    ),
     "sum_rows": KernelCase(lambda rng, R, C: (_rows(rng, R, C),)),
     "product": KernelCase(
         lambda rng, R, C: (rng.standard_normal((R, 64)) / 8, rng.standard_normal((64, C)))

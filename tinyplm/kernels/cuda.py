@@ -35,9 +35,20 @@ from ..types import Array
 from .precision import cache_file
 
 FOLDER = Path(__file__).parent
-PARTS = ("prelude", "tensor_cores", "hopper", "gelu_curve", "matmul_result", "attention_tiles")
+PARTS = (
+    "prelude",
+    "tensor_cores",
+    "hopper",
+    "gelu_curve",
+    "matmul_result",
+    "matmul_given",
+    "attention_tiles",
+)
 """Files without kernels of their own: the first is put before every file, others where its first line names them."""
-TEMPLATES = ("matmul", "matmul_parts", "matmul_hopper", "attention", "attention_pullback", "attention_decode")
+TEMPLATES = (
+    *("matmul", "matmul_parts", "matmul_float32", "matmul_hopper"),
+    *("attention", "attention_pullback", "attention_decode"),
+)
 """Files whose kernels are made one by one, as `source` is told."""
 FILES = tuple(
     sorted(p.stem for p in FOLDER.glob("*.cu") if p.stem not in PARTS and p.stem not in TEMPLATES)
@@ -104,6 +115,35 @@ def source(file: str) -> str:
     named = first.removeprefix("// after: ").split() if first.startswith("// after: ") else []
     parts = [(FOLDER / f"{part}.cu").read_text(encoding="utf-8") for part in ("prelude", *named)]
     return "\n".join((*parts, text))
+
+
+class Card(NamedTuple):
+    """What choices depend on of a card.
+
+    Attributes:
+        capability: compute capability, as 90 for 9.0.
+        processors: multiprocessors.
+        shared: bytes of shared memory that a block can have.
+    """
+
+    capability: int
+    processors: int
+    shared: int
+
+
+def card() -> Card:
+    """The one in use."""
+    from cupy.cuda import runtime
+
+    return _card(runtime.getDevice())
+
+
+@functools.cache
+def _card(device: int) -> Card:
+    from cupy.cuda import Device, runtime
+
+    has, capability = runtime.getDeviceProperties(device), int(Device(device).compute_capability)
+    return Card(capability, has["multiProcessorCount"], has["sharedMemPerBlockOptin"])
 
 
 def architecture() -> str:

@@ -1,4 +1,4 @@
-// after: tensor_cores gelu_curve matmul_result
+// after: tensor_cores gelu_curve matmul_result matmul_given
 // Products by tensor cores as every card since compute capability 8.0 has them; see matmul_plan.py.
 //
 // A block makes one tile of the result. DEPTH terms of both operands at a time are copied to shared memory, some stages
@@ -7,32 +7,7 @@
 // copies nor the reads of tensor cores meet in one bank.
 
 const int DEPTH = 32; // terms of a stage
-const int GROUP = 8; // rows of tiles that are walked together
-
-struct Operand {
-    const void *at;
-    i64 pitch; // values from one stored row to the next
-    i64 step; // from one product to the next
-};
-
-// Passed by value.
-struct Product {
-    Operand a, b;
-    Result result;
-    int terms, chunk; // of a sum; of each part of it
-    u32 batch, down, across; // products; rows and columns of tiles
-};
-
-struct Place { // of a block
-    u32 part, one, row, column;
-};
-
-__device__ inline Place place(const Product &p) {
-    const u32 tile = blockIdx.x % (p.down * p.across), others = blockIdx.x / (p.down * p.across);
-    const u32 group = tile / (GROUP * p.across), within = tile % (GROUP * p.across);
-    const u32 left = p.down - group * GROUP, high = left < GROUP ? left : GROUP;
-    return {others / p.batch, others % p.batch, group * GROUP + within % high, within / high};
-}
+const int RUN = 8; // sums side by side that are finished together
 
 // The part of an operand's tile that a thread copies: one chunk of some stored rows, again and again. ALONG says that
 // terms lie side by side in a stored row; else its rows or columns do. WHOLE: stored rows begin at multiples of 16 bytes.
@@ -136,7 +111,7 @@ template <int COLUMNS> struct Staging {
 
 template <class T, int ROWS, int COLUMNS, int DOWN, int ACROSS, int STAGES, int RESIDENT, bool A_TURNED, bool B_TURNED,
           bool WHOLE, class Last>
-__device__ inline void product(const Product &p) {
+__device__ inline void product(const Given &p) {
     const int LANES = 32 * DOWN * ACROSS, HIGH = ROWS / DOWN, WIDE = COLUMNS / ACROSS; // of a warp's part of the tile
     // Whether a warp has registers to read the next terms while it multiplies: sums, two times 16 terms, and 32 others.
     const bool AHEAD = WHOLE && HIGH * WIDE / 32 + 2 * (HIGH + WIDE) / 4 + 32 <= 65536 / (LANES * RESIDENT);
@@ -270,6 +245,6 @@ const bool turned_n = false, turned_t = true, is_single = false, is_whole = true
 
 #define MAKE(T, ROWS, COLUMNS, DOWN, ACROSS, STAGES, RESIDENT, A, B, HOW, LAST) \
     extern "C" __global__ void __launch_bounds__(32 * DOWN * ACROSS, RESIDENT) \
-        product_##T##_##ROWS##x##COLUMNS##_##DOWN##x##ACROSS##_##A##B##_##HOW##_##LAST(Product p) { \
+        product_##T##_##ROWS##x##COLUMNS##_##DOWN##x##ACROSS##_##A##B##_##HOW##_##LAST(Given p) { \
         product<T, ROWS, COLUMNS, DOWN, ACROSS, STAGES, RESIDENT, turned_##A, turned_##B, is_##HOW, LAST>(p); \
     }

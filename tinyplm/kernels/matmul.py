@@ -1,4 +1,4 @@
-"""The product of two matrices; a linear map with its bias, and with a GELU behind it; sums over rows."""
+"""The product of two matrices; a linear map with its bias, and with a GELU or an addition behind it; sums over rows."""
 
 import functools
 from typing import Any
@@ -7,10 +7,17 @@ import numpy as np
 
 from ..backend import namespace
 from ..types import Array
-from . import mkl
+from . import cuda, matmul_cuda, mkl
 from .compiled import address, gemm, parallel
 from .gelu import HELPERS as GELU
-from .gelu import gelu, gelu_forward, gelu_tanh, gelu_tanh_forward
+from .gelu import (
+    gelu,
+    gelu_forward,
+    gelu_pullback,
+    gelu_tanh,
+    gelu_tanh_forward,
+    gelu_tanh_pullback,
+)
 from .precision import Prepared, multiply
 from .registry import Kernel
 from .threads import LEAST, available, has_products
@@ -48,6 +55,22 @@ def linear_gelu_forward(
     """U = x W + b, and GELU of it; exact, or by tanh."""
     u_NF = linear_forward(x_ND, weight_DF, bias_F)
     return u_NF, (gelu_forward if exact else gelu_tanh_forward)(u_NF)
+
+
+@Kernel
+def linear_residual_forward(
+    x_ND: Array, weight_DF: Array, bias_F: Array | None, residual_NF: Array
+) -> Array:
+    """X W + b + residual."""
+    y_NF = linear_forward(x_ND, weight_DF, bias_F)
+    y_NF += residual_NF
+    return y_NF
+
+
+@Kernel
+def product_gelu_pullback(g_NF: Array, weight_FD: Array, u_ND: Array, exact: bool) -> Array:
+    """G W, times the slope of GELU at u: the gradient of what a GELU before a linear map was computed of."""
+    return (gelu_pullback if exact else gelu_tanh_pullback)(product(g_NF, weight_FD), u_ND)
 
 
 @Kernel
@@ -253,3 +276,64 @@ def _sum() -> Any:
         return out_F
 
     return summed
+
+
+def _product_there(a: Array, b: Array, out: Array | None = None, keep: float = 0.0) -> bool:
+    return matmul_cuda.takes(a, b) and (out is None or matmul_cuda.takes_result(out, a, b))
+
+
+@product.variant("cuda", library="cupy", when=_product_there)
+def _cuda_product() -> Any:
+    """Tiles of tensor cores, or of float32; batches too, and results in float32 of halves."""
+    return matmul_cuda.compute if cuda.usable() else None
+
+
+def _rows_there(x: Array, weight: Array, *others: Array | None) -> bool:
+    return x.ndim == weight.ndim == 2 and matmul_cuda.takes(x, weight, *others)
+
+
+@linear_forward.variant("cuda", library="cupy", when=_rows_there)
+def _cuda_linear() -> Any:
+    """As product; the bias is added to sums before they are rounded."""
+
+    def forward(x: Array, weight: Array, bias: Array | None) -> Array:
+        return matmul_cuda.compute(x, weight, bias=bias)
+
+    return forward if cuda.usable() else None
+
+
+@linear_gelu_forward.variant(
+    "cuda", library="cupy", when=lambda x, weight, bias, _: _rows_there(x, weight, bias)
+)
+def _cuda_linear_gelu() -> Any:
+    """As linear_forward; GELU is of sums before they are rounded."""
+
+    def forward(x: Array, weight: Array, bias: Array | None, exact: bool) -> tuple[Array, Array]:
+        u = cuda.empty(x, (len(x), weight.shape[1]))
+        last = "gelu" if exact else "gelu_tanh"
+        return u, matmul_cuda.compute(x, weight, bias=bias, before=u, last=last)
+
+    return forward if cuda.usable() else None
+
+
+@linear_residual_forward.variant("cuda", library="cupy", when=_rows_there)
+def _cuda_linear_residual() -> Any:
+    """As linear_forward; the residual is added to sums before they are rounded."""
+
+    def forward(x: Array, weight: Array, bias: Array | None, residual: Array) -> Array:
+        return matmul_cuda.compute(x, weight, bias=bias, other=residual)
+
+    return forward if cuda.usable() else None
+
+
+@product_gelu_pullback.variant(
+    "cuda", library="cupy", when=lambda g, weight, u, _: _rows_there(g, weight, u)
+)
+def _cuda_product_gelu_pullback() -> Any:
+    """As product; sums are multiplied before they are rounded."""
+
+    def pullback(g: Array, weight: Array, u: Array, exact: bool) -> Array:
+        last = "slope" if exact else "slope_tanh"
+        return matmul_cuda.compute(g, weight, other=u, last=last)
+
+    return pullback if cuda.usable() else None

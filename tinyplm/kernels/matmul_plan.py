@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 from ..errors import ConfigError
+from .cuda import Card
 
 GROUP = 8
 """Rows of tiles that are walked together, column by column, so that neighbours in time find their operands in L2."""
@@ -22,25 +23,14 @@ GROUP = 8
 DEPTH = 32
 """Terms that a tile of tensor cores brings at a time; as in matmul.cu."""
 
+PLAIN_DEPTH = 8
+"""The same of a tile of float32; as in matmul_float32.cu."""
+
 MOST_PARTS = 64
 """Of a sum, at most."""
 
 LEAST_PART = 128
 """Terms of a part, at least."""
-
-
-class Card(NamedTuple):
-    """What a plan depends on of a card.
-
-    Attributes:
-        capability: compute capability, as 90 for 9.0.
-        processors: multiprocessors.
-        shared: bytes of shared memory that a block can have.
-    """
-
-    capability: int
-    processors: int
-    shared: int
 
 
 class Speed(NamedTuple):
@@ -87,7 +77,7 @@ class Problem(NamedTuple):
         b_turned: whether b is stored by columns: its terms lie side by side, not its columns.
         copies: whether every row of both operands, as stored, begins at a multiple of 16 bytes.
         stores: whether every row of the result does, and of all that is added to it or stored beside it.
-        epilogue: what is done with sums: "" for bias, addition and keeping only, "gelu", "slope".
+        last: what is done with sums last: "plain", "gelu", "gelu_tanh", "slope" or "slope_tanh".
     """
 
     batch: int
@@ -100,7 +90,7 @@ class Problem(NamedTuple):
     b_turned: bool
     copies: bool
     stores: bool
-    epilogue: str = ""
+    last: str = "plain"
 
 
 class Plan(NamedTuple):
@@ -332,13 +322,83 @@ def tensor_plans(problem: Problem, card: Card, split: int | None = None) -> Iter
         down, across = tiles_of(problem, tile.rows, tile.columns)
         tiles = problem.batch * down * across
         options = splits(problem, tiles, DEPTH, card)
+        size, warps = f"{tile.rows}x{tile.columns}", f"{tile.down}x{tile.across}"
         for parts, chunk in options if split is None else [cut(problem.terms, split, DEPTH)]:
             clocks = tile.clocks(speed(card).tensor) * chunk / 16
+            last = "plain" if parts > 1 else problem.last
             yield Plan(
                 "tensor", tile.name,
-                " ".join(map(str, ("matmul", problem.dtype, *tile[1:6], *letters, how))),
-                f"product_{problem.dtype}_{tile.rows}x{tile.columns}_{tile.warps}_{letters}_{how}",
+                " ".join(map(str, ("matmul", problem.dtype, *tile[1:], *letters, how, last))),
+                f"product_{problem.dtype}_{size}_{warps}_{letters}_{how}_{last}",
                 (tile.rows, tile.columns, DEPTH), tile.stages, tile.threads, tile.shared,
                 tiles * parts, parts, chunk,
                 seconds(problem, card, tiles * parts, clocks, tile.resident, tile.warps, parts),
+            )  # fmt: skip
+
+
+# ---- tiles of float32, by plain products
+
+
+class PlainTile(NamedTuple):
+    """A tile of matmul_float32.cu.
+
+    Attributes:
+        name: of its plans.
+        rows: of the result.
+        columns: of the result.
+        high: rows of a thread.
+        wide: columns of a thread.
+        stages: tiles of terms under way at once.
+        resident: blocks that its registers let a multiprocessor have.
+    """
+
+    name: str
+    rows: int
+    columns: int
+    high: int
+    wide: int
+    stages: int
+    resident: int
+
+    @property
+    def threads(self) -> int:
+        """Of a block."""
+        return self.rows * self.columns // (self.high * self.wide)
+
+    @property
+    def shared(self) -> int:
+        """Bytes of dynamic shared memory."""
+        return self.stages * PLAIN_DEPTH * (self.rows + 4 + self.columns + 4) * 4
+
+
+PLAIN_TILES = (
+    PlainTile("128x128", 128, 128, 8, 8, 4, 2),
+    PlainTile("64x64", 64, 64, 8, 4, 4, 4),
+)
+
+
+def plain_plans(problem: Problem, card: Card, split: int | None = None) -> Iterator[Plan]:
+    """Those for float32."""
+    if problem.dtype != "float32":
+        return
+    letters = "nt"[problem.a_turned] + "nt"[problem.b_turned]
+    for tile in PLAIN_TILES:
+        down, across = tiles_of(problem, tile.rows, tile.columns)
+        tiles = problem.batch * down * across
+        options = splits(problem, tiles, PLAIN_DEPTH, card)
+        for parts, chunk in options if split is None else [cut(problem.terms, split, PLAIN_DEPTH)]:
+            last = "plain" if parts > 1 else problem.last
+            clocks = tile.rows * tile.columns * chunk / speed(card).plain
+            clocks *= 1 + (tile.high + tile.wide) / (
+                tile.high * tile.wide
+            )  # reads of shared memory
+            yield Plan(
+                "plain", tile.name,
+                " ".join(map(str, ("matmul_float32", *tile[1:], *letters, last))),
+                f"product_float32_{tile.rows}x{tile.columns}_{letters}_{last}",
+                (tile.rows, tile.columns, PLAIN_DEPTH), tile.stages, tile.threads, tile.shared,
+                tiles * parts, parts, chunk,
+                seconds(
+                    problem, card, tiles * parts, clocks, tile.resident, tile.threads // 32, parts
+                ),
             )  # fmt: skip

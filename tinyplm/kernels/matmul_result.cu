@@ -1,6 +1,8 @@
 // What becomes of the sums of a product: bias, what is added or kept, GELU or its slope, one rounding, and the store.
 // Behind gelu_curve.
 
+typedef float float32; // a type's name in MAKE is that of its arrays
+
 // Passed by value, as a part of what a product gets; null is nothing. Arrays in the shape of the result have no gaps,
 // but the result itself may.
 struct Result {
@@ -39,14 +41,12 @@ struct slope_tanh : plain {
     static __device__ inline float of(float x) { return ByTanh::slope(x); }
 };
 
-const int RUN = 8; // values side by side that are finished together
-
-// The first `count` of a run, whole ones in accesses of 16 bytes; zeros behind them.
-template <class T> __device__ inline void load_run(const T *from, bool vectors, int count, float (&x)[RUN]) {
+// The first `count` values of a run of N side by side, whole ones in accesses of 16 bytes; zeros behind them.
+template <class T, int N> __device__ inline void load_run(const T *from, bool vectors, int count, float (&x)[N]) {
     const int each = Fits<T>::count;
-    if (vectors && count >= RUN) {
+    if (vectors && count >= N) {
 #pragma unroll
-        for (int i = 0; i < RUN; i += each) {
+        for (int i = 0; i < N; i += each) {
             float some[each];
             load(from + i, some);
 #pragma unroll
@@ -56,17 +56,17 @@ template <class T> __device__ inline void load_run(const T *from, bool vectors, 
         }
     } else {
 #pragma unroll
-        for (int i = 0; i < RUN; i++) {
+        for (int i = 0; i < N; i++) {
             x[i] = i < count ? wide(from[i]) : 0.f;
         }
     }
 }
 
-template <class T> __device__ inline void store_run(T *to, bool vectors, int count, const float (&x)[RUN]) {
+template <class T, int N> __device__ inline void store_run(T *to, bool vectors, int count, const float (&x)[N]) {
     const int each = Fits<T>::count;
-    if (vectors && count >= RUN) {
+    if (vectors && count >= N) {
 #pragma unroll
-        for (int i = 0; i < RUN; i += each) {
+        for (int i = 0; i < N; i += each) {
             float some[each];
 #pragma unroll
             for (int j = 0; j < each; j++) {
@@ -76,7 +76,7 @@ template <class T> __device__ inline void store_run(T *to, bool vectors, int cou
         }
     } else {
 #pragma unroll
-        for (int i = 0; i < RUN; i++) {
+        for (int i = 0; i < N; i++) {
             if (i < count) {
                 narrow(x[i], to[i]);
             }
@@ -84,48 +84,48 @@ template <class T> __device__ inline void store_run(T *to, bool vectors, int cou
     }
 }
 
-template <class T, class Last, class Out>
-__device__ inline void finish_as(const Result &r, Out *out, i64 row, i64 column, i64 one, float (&x)[RUN]) {
+template <class T, class Last, class Out, int N>
+__device__ inline void finish_as(const Result &r, Out *out, i64 row, i64 column, i64 one, float (&x)[N]) {
     const i64 left = r.columns - column;
-    const int count = left < RUN ? int(left) : RUN;
+    const int count = left < N ? int(left) : N;
     const i64 same = (one * r.rows + row) * r.columns + column;
     out += one * r.step + row * r.pitch + column;
-    float more[RUN];
+    float more[N];
     if (r.bias) {
         load_run(static_cast<const T *>(r.bias) + column, r.vectors, count, more);
 #pragma unroll
-        for (int i = 0; i < RUN; i++) {
+        for (int i = 0; i < N; i++) {
             x[i] += more[i];
         }
     }
     if (r.keep != 0) {
         load_run(out, r.vectors, count, more);
 #pragma unroll
-        for (int i = 0; i < RUN; i++) {
+        for (int i = 0; i < N; i++) {
             x[i] += r.keep * more[i];
         }
     }
     if (r.other) {
         load_run(static_cast<const T *>(r.other) + same, r.vectors, count, more);
 #pragma unroll
-        for (int i = 0; i < RUN; i++) {
+        for (int i = 0; i < N; i++) {
             x[i] = Last::is_slope ? x[i] * Last::of(more[i]) : x[i] + more[i];
         }
     }
     if constexpr (Last::keeps) {
         store_run(static_cast<T *>(r.before) + same, r.vectors, count, x);
 #pragma unroll
-        for (int i = 0; i < RUN; i++) {
+        for (int i = 0; i < N; i++) {
             x[i] = Last::of(x[i]);
         }
     }
     store_run(out, r.vectors, count, x);
 }
 
-// A run of sums of one row; columns at or beyond the last are not stored.
-template <class T, class Last>
-__device__ inline void finish(const Result &r, i64 row, i64 column, i64 one, float (&x)[RUN]) {
-    if (r.is_single) {
+// A run of N sums of one row, 4 or 8; columns at or beyond the last are not stored.
+template <class T, class Last, int N>
+__device__ inline void finish(const Result &r, i64 row, i64 column, i64 one, float (&x)[N]) {
+    if (sizeof(T) < sizeof(float) && r.is_single) {
         finish_as<T, Last>(r, static_cast<float *>(r.out), row, column, one, x);
     } else {
         finish_as<T, Last>(r, static_cast<T *>(r.out), row, column, one, x);
@@ -133,8 +133,9 @@ __device__ inline void finish(const Result &r, i64 row, i64 column, i64 one, flo
 }
 
 // The same run of one part of the sums: `matrix` counts the matrices of parts, as many for each part as there are products.
-__device__ inline void keep_part(const Result &r, i64 row, i64 column, i64 matrix, const float (&x)[RUN]) {
+template <int N>
+__device__ inline void keep_part(const Result &r, i64 row, i64 column, i64 matrix, const float (&x)[N]) {
     const i64 left = r.columns - column;
     float *to = r.parts + (matrix * r.rows + row) * r.columns + column;
-    store_run(to, r.columns % 4 == 0, left < RUN ? int(left) : RUN, x);
+    store_run(to, r.columns % 4 == 0, left < N ? int(left) : N, x);
 }

@@ -51,6 +51,13 @@ __device__ inline void copy_async(void *to, const void *from, bool present) {
                  : "r"(shared_address(to)), "l"(__cvta_generic_to_global(from)), "r"(present ? 16 : 0)
                  : "memory");
 }
+// The same of 4 bytes, of which both addresses are multiples.
+__device__ inline void copy_async_word(void *to, const void *from, bool present) {
+    asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;"
+                 :
+                 : "r"(shared_address(to)), "l"(__cvta_generic_to_global(from)), "r"(present ? 4 : 0)
+                 : "memory");
+}
 // What this thread has asked for since the last call is one group.
 __device__ inline void close_copies() { asm volatile("cp.async.commit_group;" ::: "memory"); }
 // Wait until at most so many of this thread's groups are under way; others see them after a barrier.

@@ -11,7 +11,15 @@ from ...backend import namespace
 from ...kernels.erf import erf as _erf
 from ...types import Array, Pullback
 from ..engine import op
-from .broadcasting import alike, at_least_float32, kernels_round, like, same_precision, unbroadcast
+from .broadcasting import (
+    alike,
+    at_least_float32,
+    is_half,
+    kernels_round,
+    like,
+    same_precision,
+    unbroadcast,
+)
 
 quiet = np.errstate(all="ignore")
 
@@ -254,21 +262,28 @@ def clip(
 @op
 def where(condition: Array, a: Array, b: Array) -> tuple[Array, Pullback]:
     """A where condition is true, else b; the operand not chosen receives exactly 0."""
-    xp = namespace(condition)
+    xp = next((xp for xp in map(namespace, (a, b, condition)) if xp is not np), np)
     condition = xp.asarray(condition, dtype=bool)
     a, b = _in_precision_of(a, b), _in_precision_of(b, a)
-    y = same_precision(xp.where(condition, a, b), a, b)
+    y = same_precision(_select(condition, a, b), a, b)
     like_a, like_b = like(a), like(b)
 
     def pullback(g: Array) -> tuple[None, Pullback, Pullback]:
         nothing = g.dtype.type(0)
         return (
             None,
-            lambda: unbroadcast(xp.where(condition, g, nothing), like_a),
-            lambda: unbroadcast(xp.where(condition, nothing, g), like_b),
+            lambda: unbroadcast(_select(condition, g, nothing), like_a),
+            lambda: unbroadcast(_select(condition, nothing, g), like_b),
         )
 
     return y, pullback
+
+
+def _select(condition: Array, a: Any, b: Any) -> Array:
+    """A where condition is true, else b; bfloat16 stays bfloat16, which CuPy's `where` makes float32."""
+    y = namespace(condition).where(condition, a, b)
+    one = getattr(a, "dtype", None)
+    return y.astype(one) if one == getattr(b, "dtype", None) != y.dtype and is_half(one) else y
 
 
 def _in_precision_of(x: Any, other: Any) -> Any:
@@ -281,5 +296,5 @@ def masked_fill(x: Array, mask: Array, *, value: float) -> tuple[Array, Pullback
     """X with value wherever mask is true; no gradient passes there. The mask broadcasts to x."""
     xp = namespace(x)
     mask = xp.broadcast_to(xp.asarray(mask, dtype=bool), x.shape)
-    y = xp.where(mask, x.dtype.type(value), x)
-    return y, lambda g: xp.where(mask, g.dtype.type(0), g)
+    y = _select(mask, x.dtype.type(value), x)
+    return y, lambda g: _select(mask, g.dtype.type(0), g)

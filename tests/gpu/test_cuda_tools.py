@@ -7,14 +7,17 @@ import types
 import numpy as np
 import pytest
 
+from tinyplm import backend
 from tinyplm.errors import DeviceError, DeviceMemoryError, MissingExtraError, TinyplmWarning
 from tinyplm.kernels import cuda
+from tinyplm.kernels.registry import KERNELS
 
 
 @pytest.fixture(autouse=True)
 def own_cache(tmp_path, monkeypatch):
     for name in ("XDG_CACHE_HOME", "LOCALAPPDATA"):
         monkeypatch.setenv(name, str(tmp_path))
+    monkeypatch.setattr(cuda, "_allowed", {})
     caches = (cuda.compiler, cuda.usable, cuda._module, cuda._function)
     for cache in caches:
         cache.cache_clear()
@@ -43,20 +46,31 @@ def cupy(monkeypatch):
     module = types.ModuleType("cupy")
     module.ndarray = type("ndarray", (), {})
     module.launched, module.loaded, module.capability = [], [], "90"
+    module.most_shared = {}
 
     class Module:
         def load(self, code):
             module.loaded.append(code)
 
         def get_function(self, name):
-            return lambda *given, shared_mem: module.launched.append((name, *given))
+            return Function(name)
+
+    class Function:
+        def __init__(self, name):
+            self.ptr = name
+
+        def __call__(self, *given, shared_mem):
+            assert shared_mem <= module.most_shared.get(self.ptr, 48 * 1024)
+            module.launched.append((self.ptr, *given))
 
     device = types.SimpleNamespace(id=0)
     runtime = types.SimpleNamespace(
         getDevice=lambda: 0,
         getDeviceCount=lambda: 1,
+        driverGetVersion=lambda: 13_000,
+        runtimeGetVersion=lambda: 13_020,
         memGetInfo=lambda: (2 * 10**9, 80 * 10**9),
-        CUDARuntimeError=RuntimeError,
+        CUDARuntimeError=type("CUDARuntimeError", (RuntimeError,), {}),
     )
 
     def current():
@@ -67,8 +81,13 @@ def cupy(monkeypatch):
     module.cuda.Device, module.cuda.runtime = current, runtime
     function = types.ModuleType("cupy.cuda.function")
     function.Module = Module
+    driver, api = types.ModuleType("driver"), types.ModuleType("api")
+    api.driver = driver
+    driver.funcSetAttribute = lambda kernel, what, value: module.most_shared.update({kernel: value})
     for name, part in (
         ("cupy", module), ("cupy.cuda", module.cuda), ("cupy.cuda.function", function),
+        *((name, types.ModuleType(name)) for name in ("cupy_backends", "cupy_backends.cuda")),
+        ("cupy_backends.cuda.api", api), ("cupy_backends.cuda.api.driver", driver),
     ):  # fmt: skip
         monkeypatch.setitem(sys.modules, name, part)
     return module
@@ -134,6 +153,13 @@ def test_a_launch_passes_numbers_by_their_width_and_loads_a_file_once(compiler, 
     assert passed[1:] == (0, 7, 1, 0.5, 3)
 
 
+def test_a_kernel_is_let_have_the_most_shared_memory_that_it_was_launched_with(compiler, cupy):
+    for shared in (0, 48 * 1024, 100_000, 60_000, 100_000, 200_000, 48 * 1024 + 1):
+        cuda.launch("gelu", "gelu_forward_float32", 1, 256, shared=shared)
+    assert len(cupy.launched) == 7
+    assert cupy.most_shared == {"gelu_forward_float32": 200_000}
+
+
 def test_nothing_is_launched_for_no_blocks():
     cuda.launch("gelu", "gelu_forward_float32", 0, 256)
 
@@ -155,13 +181,101 @@ def test_an_old_card_is_told_apart_and_left_to_the_definitions(cupy, compiler):
     assert not cuda.usable()  # without saying it again
 
 
-def test_without_cupy_or_a_compiler_the_message_says_what_to_install(monkeypatch):
+@pytest.fixture
+def supports(monkeypatch):
+    """Sets the CUDA that the driver supports; no driver at first."""
+    found = []
+    monkeypatch.setattr(backend, "driver_version", lambda: found[-1] if found else None)
+    monkeypatch.setattr(cuda, "driver_version", lambda: found[-1] if found else None)
+    monkeypatch.setattr(backend, "cupy_packages", lambda: ["cupy-cuda13x 14.2.0"])
+    return found.append
+
+
+@pytest.mark.parametrize(
+    ("version", "said"),
+    [
+        (None, r"no NVIDIA driver either.*pip install"),
+        ((11, 8), r"CUDA 11\.8: update it for CUDA 12"),
+        ((12, 4), r'CUDA 12\.4: pip install "tinyplm\[cuda12\]"'),
+        ((13, 0), r'CUDA 13\.0: pip install "tinyplm\[cuda13\]"'),
+    ],
+)
+def test_without_cupy_the_message_says_what_to_install(monkeypatch, supports, version, said):
     monkeypatch.setitem(sys.modules, "cupy", None)
-    with pytest.raises(MissingExtraError, match="pip install"):
+    supports(version)
+    with pytest.raises(MissingExtraError, match=rf"not installed\. .*{said}.*--device cpu"):
         cuda.architecture()
+
+
+def test_a_cupy_that_cannot_be_imported_is_told_apart(monkeypatch, tmp_path, supports):
+    (tmp_path / "cupy").mkdir()
+    text = "raise ImportError('libsomething.so.12 is not here')"
+    (tmp_path / "cupy" / "__init__.py").write_text(text, encoding="utf-8")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "cupy", raising=False)
+    with pytest.raises(MissingExtraError, match=r"cannot be imported \(libsomething"):
+        cuda.architecture()
+
+
+@pytest.mark.parametrize(
+    ("runtime", "version", "packages", "said"),
+    [
+        (0, None, 1, r"no NVIDIA driver, or a container"),
+        (12_040, (12, 4), 1, r"for CUDA 13.*supports CUDA 12:.*uninstall cupy-cuda13x.*\[cuda12\]"),
+        (13_000, (13, 0), 1, r"CUDA_VISIBLE_DEVICES"),
+        (13_000, (13, 0), 2, r"are both installed: pip uninstall both.*\[cuda13\]"),
+    ],
+)
+def test_why_no_card_answers_is_said(cupy, monkeypatch, supports, runtime, version, packages, said):
+    def none():
+        raise cupy.cuda.runtime.CUDARuntimeError("cudaErrorSomething")
+
+    monkeypatch.setattr(cupy.cuda.runtime, "getDeviceCount", none)
+    monkeypatch.setattr(cupy.cuda.runtime, "driverGetVersion", lambda: runtime)
+    monkeypatch.setattr(
+        backend, "cupy_packages", lambda: ["cupy-cuda12x", "cupy-cuda13x"][:packages]
+    )
+    supports(version)
+    expected = rf"no GPU answered \(cudaErrorSomething\)\. .*{said}.*--device cpu"
+    with pytest.raises(MissingExtraError, match=expected):
+        cuda.architecture()
+
+
+def test_without_a_compiler_the_message_says_what_brings_it(cupy, monkeypatch):
     monkeypatch.setattr(cuda, "compilers", lambda: iter(()))
-    with pytest.raises(MissingExtraError, match="NVRTC"):
-        cuda.compiler()
+    for ask in (cuda.compiler, cuda.usable):
+        with pytest.raises(MissingExtraError, match=r"NVRTC.*pip install .cupy-cuda13x\[ctk\]"):
+            ask()
+
+
+@pytest.mark.parametrize(("major", "fits"), [(0, True), (12, True), (13, False)])
+def test_a_compiler_of_a_newer_cuda_than_the_driver_is_refused(
+    cupy, supports, monkeypatch, major, fits
+):
+    found = cuda.Compiler("NVRTC", None, major)
+    monkeypatch.setattr(cuda, "compilers", lambda: iter([found]))
+    supports((12, 8))
+    if fits:
+        assert cuda.compiler() is found
+        return
+    with pytest.raises(
+        MissingExtraError, match=r"CUDA 13.* supports CUDA 12\.8.*cupy-cuda12x\[ctk\]"
+    ):
+        cuda.usable()
+
+
+def test_numba_for_cards_is_missed_in_words(monkeypatch):
+    monkeypatch.setitem(sys.modules, "numba.cuda", None)
+    monkeypatch.setitem(sys.modules, "tinyplm.kernels.numba_cuda.matmul", None)
+    with KERNELS["product"].using("numba-cuda"):
+        variant = next(v for v in KERNELS["product"].variants if v.name == "numba-cuda")
+        with pytest.raises(MissingExtraError, match=r"its package for CUDA.*pip install"):
+            variant.build()
+
+
+def test_a_compiler_that_can_be_had_says_which_cuda_it_is_of():
+    for found in cuda.compilers():
+        assert found.major >= 12
 
 
 def test_a_card_and_a_compiler_are_usable(cupy, compiler):

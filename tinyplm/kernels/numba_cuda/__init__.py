@@ -19,6 +19,7 @@ import importlib
 from collections.abc import Callable
 from typing import Any
 
+from ...errors import MissingExtraError
 from ...types import Array
 from ..attention import attention_forward, attention_pullback
 from ..gelu import gelu_forward, gelu_pullback, gelu_tanh_forward, gelu_tanh_pullback
@@ -76,8 +77,12 @@ def _register(
     def build() -> Any:
         try:
             return getattr(importlib.import_module(f".{file}", __name__), function)
-        except ImportError:  # no Numba
-            return None
+        except (ImportError, RuntimeError) as error:  # the latter where a library is missing
+            said = str(error).partition("\n")[0]
+            raise MissingExtraError(
+                f'"{name}" needs Numba, its package for CUDA and their libraries ({said}). '
+                'pip install "tinyplm[cuda13]" or "tinyplm[cuda12]", whichever `tinyplm doctor` says.'
+            ) from error
 
     kernel.variant(name, library="cupy", when=when, by_name=True)(build)
 

@@ -22,15 +22,21 @@ BENCHMARKS = {
     "growth": "time and memory against text length, layers, batch, vocabulary; when named",
     "reversal": "a Seq2Seq learns to turn sequences around, with attention and without; when named",
     "shakespeare": "a whole pretraining run beside PyTorch; minutes, needs --data; when named",
+    "gpu": "everything on a card, with settings of its own: python -m bench gpu --help; when named",
 }
-ONLY_WHEN_NAMED = {"growth", "reversal", "shakespeare"}
+ONLY_WHEN_NAMED = {"growth", "reversal", "shakespeare", "gpu"}
 THREAD_VARIABLES = ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS")
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the benchmarks that were named, or all but the long ones."""
+    given = sys.argv[1:] if arguments is None else arguments
+    if given[:1] == ["gpu"]:  # threads are none of its matter
+        from . import gpu
+
+        return gpu.main(given[1:])
     parser = _parser()
-    asked = parser.parse_args(arguments)
+    asked = parser.parse_args(given)
     if asked.list:
         for name, about in BENCHMARKS.items():
             print(f"{name:<15} {about}")
@@ -38,6 +44,8 @@ def main(arguments: list[str] | None = None) -> int:
     for name in asked.names:
         if name not in BENCHMARKS:
             parser.error(f"no benchmark '{name}'; known: {', '.join(BENCHMARKS)}")
+        if name == "gpu":
+            parser.error("gpu comes first and alone, as in: python -m bench gpu --quick")
     earlier = _read(parser, asked.compare) if asked.compare else []
     threads = _set_threads(parser, asked.threads)
 

@@ -265,7 +265,7 @@ def op(function: Callable[..., Any]) -> Op:
                 arrays.append(array_of(name, x))
             else:
                 arrays.append(x)
-                outside = True
+                outside = outside or isinstance(x, np.ndarray)
             parents.append(parent)
         try:
             result, pullback = function(*arrays, **attributes)

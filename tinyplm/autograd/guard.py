@@ -98,12 +98,12 @@ def changed(pullback: Any, taken: dict[int, int], recorded: int) -> Array | None
 
 
 def hold_array(values: Iterable[Any]) -> bool:
-    """Whether an option is an array, or a key with an array in it."""
+    """Whether an option is an array of NumPy, or a key with one in it."""
     for value in values:
         if value.__class__ is tuple or value.__class__ is list:
             if hold_array(value):
                 return True
-        elif is_array(value):
+        elif isinstance(value, np.ndarray):
             return True
     return False
 

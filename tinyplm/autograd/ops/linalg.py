@@ -9,7 +9,13 @@ from ...backend import namespace
 from ...errors import ConfigError, ShapeError
 from ...kernels import cuda
 from ...kernels.gelu import gelu_forward, gelu_pullback, gelu_tanh_forward, gelu_tanh_pullback
-from ...kernels.matmul import linear_forward, linear_gelu_forward, product_in_precision, sum_rows
+from ...kernels.matmul import (
+    linear_forward,
+    linear_gelu_forward,
+    product,
+    product_in_precision,
+    sum_rows,
+)
 from ...kernels.precision import prepare
 from ...types import Array, Pullback
 from ..engine import Tensor, op
@@ -25,13 +31,13 @@ from .elementwise import quiet
 
 
 @op
-@at_least_float32
+@kernels_round
 def matmul(a: Array, b: Array) -> tuple[Array, Pullback]:
     """Product over the last axis of a and the one before last of b; leading axes broadcast.
 
     A vector stands for a row on the left and for a column on the right, as in NumPy.
     """
-    y = same_precision(a @ b, a, b)
+    y = same_precision(_times(a, b), a, b)
     like_a, like_b = like(a), like(b)
 
     def by_a(g: Array) -> Any:
@@ -39,16 +45,24 @@ def matmul(a: Array, b: Array) -> tuple[Array, Pullback]:
             return unbroadcast(g[..., None] * b, like_a)
         if a.ndim == 1:
             return unbroadcast((b @ g[..., None])[..., 0], like_a)
-        return unbroadcast(g @ b.swapaxes(-1, -2), like_a)
+        return unbroadcast(_times(g, b.swapaxes(-1, -2)), like_a)
 
     def by_b(g: Array) -> Any:
         if a.ndim == 1:
             return unbroadcast(a[:, None] * g[..., None, :] if b.ndim > 1 else a * g, like_b)
         if b.ndim == 1:
             return unbroadcast(g[..., None] * a, like_b)
-        return unbroadcast(a.swapaxes(-1, -2) @ g, like_b)
+        return unbroadcast(_times(a.swapaxes(-1, -2), g), like_b)
 
     return y, lambda g: (lambda: by_a(g), lambda: by_b(g))
+
+
+def _times(a: Array, b: Array) -> Array:
+    """A b; on a card by a kernel of ours, unless something is broadcast."""
+    if namespace(a) is np or not 2 <= a.ndim == b.ndim <= 3 or a.shape[:-2] != b.shape[:-2]:
+        return a @ b
+    found: Array = product(a, b)
+    return found
 
 
 @op

@@ -228,7 +228,8 @@ def _cupy_nvrtc() -> Compiler | None:
                 log = nvrtc.getProgramLog(program)
                 raise _refused(name, arch, f"{error}\n{log}") from error
             # It leaves out the last byte, as if that were the end of a text.
-            return Compiled(nvrtc.getCUBIN(program) + b"\0", nvrtc.getProgramLog(program))
+            log = nvrtc.getProgramLog(program).rstrip("\0")
+            return Compiled(nvrtc.getCUBIN(program) + b"\0", log)
         finally:
             nvrtc.destroyProgram(program)
 

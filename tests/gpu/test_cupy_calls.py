@@ -16,7 +16,7 @@ from tinyplm.kernels import cuda
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # what CuPy says of its surroundings
-    cupy = pytest.importorskip("cupy", minversion="14.0", reason="comes with the extra 'device'")
+    cupy = pytest.importorskip("cupy", minversion="14.2", reason="comes with the extra 'device'")
 
 pytestmark = pytest.mark.device
 

@@ -146,6 +146,12 @@ def on_device(x: Array, device: str, dtype: Any = None) -> Array:
         ) from error
 
 
+def free_memory() -> int:
+    """Bytes that are free on the card in use."""
+    free, _ = library("cuda").cuda.runtime.memGetInfo()
+    return int(free)
+
+
 def keep_freed_memory() -> bool:
     """Ask the C library to keep freed memory for the next allocation; whether it will.
 

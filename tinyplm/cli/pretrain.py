@@ -35,7 +35,7 @@ GROUPS = {
             "schedule",
         ),
         *("weight_decay", "beta_1", "beta_2", "clip", "seed", "device"),
-        "precision",
+        *("precision", "graph"),
     ),
     "looking and keeping": (
         *("evaluate_every", "evaluation_windows", "checkpoint_every", "sample_tokens", "output"),
@@ -65,11 +65,10 @@ def add(verbs: Any) -> None:
             group.add_argument(
                 flag(name),
                 dest=name,
-                metavar=_metavar(name, kinds[name]),
-                type=_reader(kinds[name]),
                 default=argparse.SUPPRESS,
                 help=words.get(name, "").replace("%", "%%")
                 + (f" (default: {default})" if default is not None else ""),
+                **_taking(name, kinds[name]),
             )
     run = parser.add_argument_group("the run")
     run.add_argument("--config", metavar="RUN.toml", help="settings by name, one a line; flags win")
@@ -392,6 +391,13 @@ def _documented() -> dict[str, str]:
         name: re.sub(r"\s+", " ", text).rstrip(".").replace("when None", "if not given")
         for name, text in found
     }
+
+
+def _taking(name: str, kind: Any) -> dict[str, Any]:
+    """What an option takes: a value, or nothing, as --graph and --no-graph."""
+    if kind == bool | None:
+        return {"action": argparse.BooleanOptionalAction}
+    return {"metavar": _metavar(name, kind), "type": _reader(kind)}
 
 
 def _metavar(name: str, kind: Any) -> str:

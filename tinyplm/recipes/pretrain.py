@@ -10,9 +10,9 @@ import signal
 import threading
 import time
 import warnings
+from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from importlib.util import find_spec
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -20,12 +20,12 @@ from typing import Any
 import numpy as np
 
 from ..analysis.reading import translates
-from ..backend import library, to_numpy
+from ..backend import free_memory, library, on_device, to_numpy
 from ..errors import (
     CheckpointError,
     ConfigError,
     DataError,
-    MissingExtraError,
+    DeviceMemoryError,
     MissingFileError,
     NonFiniteError,
     TinyplmWarning,
@@ -33,19 +33,20 @@ from ..errors import (
 from ..hub import save_pretrained
 from ..kernels.precision import fixed_weights, precision
 from ..objectives import Objective, objective_named
-from ..optim import OPTIMIZERS
+from ..optim import OPTIMIZERS, masters
 from ..text import Tokenizer
 from ..train import checkpoint
 from ..train.checkpoint import replace_file
 from ..train.evaluate import Score, count_labels, examine
 from ..train.loop import Step, train
 from ..train.progress import MetricsLog
-from .doctor import cuda, memory
+from .doctor import memory
 from .material import Material
 from .models import MODELS
 from .output import free_folder, left_as_found, refuse_taken
 from .run import Run, read_saved
 from .sample import sample
+from .trained import parameter_dtype
 
 LABELS_COUNTED = 200
 """Batches of examples whose labels are counted, for the baseline that knows only how common each label is."""
@@ -85,12 +86,12 @@ class Prepared:
     def memory(self) -> int:
         """Bytes that training takes, estimated: weights, gradients, two moments, activations, logits."""
         c, r = self.model.config, self.run
-        weights = 4 * 4 * self.model.parameter_count
+        each, weights = _sizes(r, self.model.parameter_count)
         tokens = r.batch * r.positions
         wide = 14 * c.hidden_size + 2 * (getattr(c, "ffn_size", 0) or 0)
         layers = c.layers * (2 if translates(self.model) else 1)  # of two parts
-        activations = 4 * tokens * layers * wide
-        scores = 4 * r.batch * getattr(c, "heads", 0) * r.positions**2 * layers
+        activations = each * tokens * layers * wide
+        scores = each * r.batch * getattr(c, "heads", 0) * r.positions**2 * layers
         return int(weights + activations + scores + 2 * 4 * tokens * c.vocab_size)
 
 
@@ -133,11 +134,13 @@ def prepare(run: Run, output: Path, *, resumed: int = 0) -> Prepared:
         MissingFileError: no such text.
         DataError: text that cannot be read, or too little of it.
         CheckpointError: the folder cannot be written.
+        MissingExtraError, DeviceMemoryError: there is no such device, or no room on it.
     """
     began = time.perf_counter()
     entry = MODELS[run.model]
     entry.config(run, run.vocab_size)  # refused before anything is written
-    xp = _library(run.device)
+    dtype = parameter_dtype(run.device, run.precision)
+    library(run.device)
     material = Material(run, output, resumed=bool(resumed))
     with left_as_found(output):
         try:
@@ -167,9 +170,7 @@ def prepare(run: Run, output: Path, *, resumed: int = 0) -> Prepared:
             classes=config.vocab_size,
             rng=np.random.default_rng([run.seed, 2]),
         )
-        model = entry.build(config, rng=np.random.default_rng(run.seed))
-        if xp is not np:
-            model.load({name: xp.asarray(array) for name, array in model.arrays().items()})
+        model = entry.build(config, rng=np.random.default_rng(run.seed)).to(run.device, dtype)
         return Prepared(
             run=run,
             output=output,
@@ -202,6 +203,7 @@ def pretrain(
 
     Raises:
         NonFiniteError: the loss or its gradient is not finite; the last checkpoint is intact.
+        DeviceMemoryError: the card has no room; the last checkpoint is intact.
         ConfigError, DataError, CheckpointError: what the message says.
     """
     began = time.perf_counter()
@@ -255,9 +257,10 @@ def pretrain(
 
     last = saved.step if saved else 0
     score = None
+    waiting: deque[Step] = deque()  # for their numbers; a look or a checkpoint waits for all
     with MetricsLog(output / "metrics.jsonl", resumed=last) as log, _Interrupts() as interrupts:
         records = _in_precision(
-            run.precision,
+            run.products,
             train(
                 model,
                 objective,
@@ -269,32 +272,27 @@ def pretrain(
                 steps=run.steps,
                 accumulate=run.accumulate,
                 clip=run.clip or None,
+                graph=run.graph,
             ),
         )
         try:
             for step in records:
-                yield step
-                record = {
-                    "step": step.number,
-                    "loss": step.loss,
-                    "gradient_norm": step.gradient_norm,
-                    "learning_rate": step.learning_rate,
-                    "tokens": step.tokens,
-                    "seconds": round(step.seconds, 6),
-                }
-                score = None
-                if step.number % run.evaluation_interval == 0 or step.number == run.steps:
-                    whole = step.number == run.steps
-                    score = _validate(ready, whole=whole)
-                    record["validation_loss"] = score.nats
-                    for name, term in score.terms.items():
-                        record[f"validation_{name}_nats"] = term.nats
-                        record[f"validation_{name}_accuracy"] = term.accuracy
-                log.write(record)
-                if score:
-                    yield Evaluated(step.number, score, whole)
-                due = step.number % run.checkpoint_interval == 0 or step.number == run.steps
-                if due or interrupts.asked:
+                waiting.append(step)
+                whole = step.number == run.steps
+                looks = whole or step.number % run.evaluation_interval == 0
+                due = whole or step.number % run.checkpoint_interval == 0
+                while waiting and (looks or due or interrupts.asked or waiting[0].known):
+                    told = waiting.popleft()
+                    record = _record(told)
+                    yield told
+                    score = None
+                    if told is step and looks:
+                        score = _validate(ready, whole=whole)
+                        record |= _recorded(score)
+                    log.write(record)
+                    if score:
+                        yield Evaluated(step.number, score, whole)
+                if not waiting and (due or interrupts.asked):
                     log.sync()
                     path = save(step.number)
                     last = step.number
@@ -305,9 +303,14 @@ def pretrain(
         except NonFiniteError as error:
             intact = f"Checkpoint {last} is intact. " if last else "There is no checkpoint yet. "
             raise NonFiniteError(str(error).replace("Try ", intact + "Try ", 1)) from None
+        except DeviceMemoryError as error:
+            intact = f"Checkpoint {last} is intact." if last else "There is no checkpoint yet."
+            raise DeviceMemoryError(f"{error} {intact}") from error
 
     if score is None:  # resumed at the very end
         score = _validate(ready, whole=True)
+    if full := masters(optimizer.arrays()):
+        model.load(model.arrays() | full)
     save_pretrained(model, output, tokenizer=tokenizer)
     yield Finished(
         output=output,
@@ -315,6 +318,27 @@ def pretrain(
         sample=sample(ready),
         seconds=time.perf_counter() - began,
     )
+
+
+def _record(step: Step) -> dict[str, Any]:
+    """What the log says of an update."""
+    return {
+        "step": step.number,
+        "loss": step.loss,
+        "gradient_norm": step.gradient_norm,
+        "learning_rate": step.learning_rate,
+        "tokens": step.tokens,
+        "seconds": round(step.seconds, 6),
+    }
+
+
+def _recorded(score: Score) -> dict[str, float]:
+    """What the log says of a look at the held-out text."""
+    record = {"validation_loss": score.nats}
+    for name, term in score.terms.items():
+        record[f"validation_{name}_nats"] = term.nats
+        record[f"validation_{name}_accuracy"] = term.accuracy
+    return record
 
 
 def _in_precision(name: str, steps: Iterator[Step]) -> Iterator[Step]:
@@ -342,32 +366,26 @@ def saved_run(output: str | None, model: str | None = None) -> Run:
     return replace(read_saved(folder), output=str(folder))  # the folder may have been moved
 
 
-def _library(device: str) -> Any:
-    """The array library for a device; without CuPy, the extra that fits the driver is named."""
-    try:
-        return library(device)
-    except MissingExtraError:
-        found = cuda()
-        if find_spec("cupy") is not None or found["extra"] is None:
-            raise
-        raise MissingExtraError(
-            f"--device cuda, but CuPy is not installed. The driver supports CUDA {found['driver']}: "
-            f'pip install "tinyplm[{found["extra"]}]". --device cpu continues without it.'
-        ) from None
-
-
 def _on_device(arrays: dict[str, Any], device: str) -> dict[str, Any]:
-    xp = library(device)
-    return {name: xp.asarray(array) for name, array in arrays.items()}
+    return {name: on_device(array, device) for name, array in arrays.items()}
+
+
+def _sizes(run: Run, parameters: int) -> tuple[int, int]:
+    """Bytes of a value between layers, and of all parameters with gradients, two moments and masters."""
+    if run.device == "cuda" and run.precision == "bfloat16":
+        return 2, (2 + 4 + 8 + 4) * parameters
+    return 4, (4 + 4 + 8) * parameters
 
 
 def _check_memory(run: Run, parameters: int) -> None:
-    """Refuse a model that cannot be trained in the memory of this machine: its weights, gradients and two moments."""
-    needed, there = 16 * parameters, memory()
-    if run.device == "cpu" and there is not None and needed > there:
+    """Refuse a model that cannot be trained in this memory: its weights, gradients and two moments."""
+    _, needed = _sizes(run, parameters)
+    there = memory() if run.device == "cpu" else free_memory()
+    if there is not None and needed > there:
+        where = "this machine has" if run.device == "cpu" else "free on the card are"
         raise ConfigError(
-            f"{parameters:,} parameters take {needed / 1e9:,.1f} GB to train, and this machine has "
-            f"{there / 1e9:,.1f} GB. Lower --layers, --hidden-size or --vocab-size."
+            f"{parameters:,} parameters take {needed / 1e9:,.1f} GB to train, and {where} {there / 1e9:,.1f} GB. "
+            "Lower --layers, --hidden-size or --vocab-size."
         )
 
 
@@ -377,7 +395,7 @@ def _validate(ready: Prepared, *, whole: bool) -> Score:
     batches = ready.held_out_batches.in_order()
     if not whole:
         batches = itertools.islice(batches, max(1, -(-run.evaluation_windows // run.batch)))
-    with precision(run.precision), fixed_weights():
+    with precision(run.products), fixed_weights():
         terms = examine(
             ready.model,
             ready.objective,

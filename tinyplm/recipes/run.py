@@ -56,7 +56,10 @@ class Run:
         checkpoint_every: updates between checkpoints; as often as evaluated when None.
         sample_tokens: length of the sample printed at the end.
         device: "cpu" or "cuda".
-        precision: of products of float32 matrices, "float32", "bfloat16" or "bfloat16x3"; weights stay float32.
+        precision: "float32", "bfloat16" or "bfloat16x3": on the CPU of products of float32 matrices, with weights that
+            stay float32; with device "cuda" of everything between layers, "float32" or "bfloat16", with weights that
+            are learned in float32.
+        graph: record steps that come again and repeat them as a whole, with device "cuda"; yes when None.
         output: folder of the run; a new one under runs/ when None.
     """
 
@@ -93,6 +96,7 @@ class Run:
     sample_tokens: int = 80
     device: str = "cpu"
     precision: str = "float32"
+    graph: bool | None = None
     output: str | None = None
 
     def __post_init__(self) -> None:
@@ -101,7 +105,7 @@ class Run:
             value, kind = getattr(self, field.name), kinds[field.name]
             if kind is float and type(value) is int:
                 object.__setattr__(self, field.name, float(value))
-            elif not isinstance(value, kind) or isinstance(value, bool):
+            elif not isinstance(value, kind) or (isinstance(value, bool) and kind != bool | None):
                 raise ConfigError(f"{field.name} is {value!r}, expected {_said(kind)}.")
         for name in ("layers", "heads", "hidden_size", "positions", "steps", "batch", "accumulate"):
             self._at_least(name, 1)
@@ -134,6 +138,11 @@ class Run:
         _known("optimizer", self.optimizer, OPTIMIZERS)
         _known("device", self.device, ("cpu", "cuda"))
         _known("precision", self.precision, PRECISIONS)
+        if self.device == "cuda" and self.precision == "bfloat16x3":
+            raise ConfigError(
+                "precision is bfloat16x3, which stands in for float32 on CPUs. With device cuda use float32, or "
+                "bfloat16 for speed."
+            )
         if self.objective is not None:
             for part in self.objective.split("+"):
                 _known("objective", part, OBJECTIVES)
@@ -161,6 +170,11 @@ class Run:
         return SCHEDULES[self.schedule](
             step, peak=self.lr, warmup=warmup, total=self.steps, floor=floor
         )
+
+    @property
+    def products(self) -> str:
+        """The precision of products on the CPU; on a card that of parameters decides."""
+        return self.precision if self.device == "cpu" else "float32"
 
     @property
     def evaluation_interval(self) -> int:
@@ -255,7 +269,7 @@ def _known(what: str, name: str, known: Any, where: str = "") -> None:
 
 
 def _said(kind: Any) -> str:
-    words = {int: "a whole number", float: "a number", str: "text"}
+    words = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}
     return words.get(kind) or " or nothing, ".join(
         words[k] for k in kind.__args__ if k is not type(None)
     )

@@ -17,7 +17,7 @@ SHOWN = 3
 
 def sample(ready: Any) -> str:
     """Text that the model writes from nothing, or what it makes of a few examples that it did not learn from."""
-    with precision(ready.run.precision), fixed_weights():
+    with precision(ready.run.products), fixed_weights():
         if writes(ready.model):
             return _continued(ready)
         if translates(ready.model):

@@ -7,6 +7,7 @@ from ..backend import library
 from ..errors import CheckpointError, ConfigError, MissingFileError
 from ..hub import load
 from ..hub.entry import dtype_named
+from ..optim import masters
 from ..text import Tokenizer
 from ..train import checkpoint
 from .models import MODELS
@@ -84,6 +85,6 @@ def _from_checkpoint(folder: Path, saved: checkpoint.Checkpoint) -> Trained:
     model = entry.build(entry.config_for(run, tokenizer), rng=None)
     if "model" not in saved.arrays:
         raise CheckpointError(f"{saved.path} holds no model, so it is no checkpoint of a run.")
-    model.load(saved.arrays["model"])
+    model.load(saved.arrays["model"] | masters(saved.arrays.get("optimizer", {})))
     unfinished = f"step {saved.step:,} of {run.steps:,}" if saved.step < run.steps else None
     return Trained(model, tokenizer, unfinished)

@@ -103,6 +103,7 @@ def _by_kernels(
     """On a card whose kernels can be used, without widening anything."""
     floats = [a for a in arrays if like(a)]
     alone = len({a.dtype for a in floats}) == 1 and not any(type(a) in (int, float) for a in arrays)
+    alone = alone and all(a.size for a in floats)  # what is empty is left to definitions
     if not alone or namespace(floats[0]) is np or not cuda.usable():
         return _rounded(function, arrays, attributes)
     result, pullback = function(*arrays, **attributes)

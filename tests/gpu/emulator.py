@@ -14,7 +14,7 @@ from pathlib import Path
 import ml_dtypes
 import numpy as np
 
-from tinyplm.kernels import cuda
+from tinyplm.kernels import cuda, tensor_map
 
 HEADER = Path(__file__).with_name("emulated.h")
 COMPILER = shutil.which("g++")
@@ -45,6 +45,7 @@ class Emulator:
         monkeypatch.setattr(cuda, "address", lambda a: a.ctypes.data)
         monkeypatch.setattr(cuda, "usable", lambda: True)
         monkeypatch.setattr(cuda, "card", lambda: CARD)
+        monkeypatch.setattr(tensor_map, "encoded", map_bytes)
 
     def _library(self, file):
         text = f'#include "{HEADER}"\n{cuda.source(file)}\n'
@@ -104,6 +105,31 @@ class Emulator:
             around = np.concatenate([room[:GUARD], room[-GUARD:]])
             assert (around.view(np.uint8) == 0xFF).all(), "written outside of an array"
         self._rooms.clear()
+
+
+MAP = np.dtype(
+    [("address", "u8"), ("strides", "u8", 4), ("sizes", "u4", 5), ("box", "u4", 5)]
+    + [(name, "u4") for name in ("axes", "itemsize", "swapped", "mark")]
+)
+"""A tensor map, as emulated_hopper.h reads it."""
+
+
+def map_bytes(given):
+    """The 128 bytes of a map, in the place of the driver's."""
+    tensor_map.check(given)
+    room = np.zeros(256, np.uint8)
+    blob = room[-room.ctypes.data % 128 :][:128]
+    found = blob[: MAP.itemsize].view(MAP)[0]
+    found["address"], found["itemsize"], found["axes"] = (
+        given.address,
+        given.itemsize,
+        len(given.box),
+    )
+    for name in ("strides", "sizes", "box"):
+        values = getattr(given, name)
+        found[name][: len(values)] = values
+    found["swapped"], found["mark"] = tensor_map.LINE, 0x7E9504
+    return blob.view("V128")
 
 
 def _held(kernel, kind, value):

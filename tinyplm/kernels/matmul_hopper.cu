@@ -2,8 +2,9 @@
 // The product of two matrices of 16-bit values on Hopper; see matmul_hopper.py.
 //
 // A block stays, and computes one tile after the other: a group of four warps, of which one thread works, brings boxes of
-// both operands into a ring of stages; two groups multiply, each half of the tile's rows, and store. While they store,
-// the next tile's boxes arrive. A stage is full when all its bytes are there, and empty when every warp is done with it.
+// both operands into a ring of stages; two groups multiply and store. Together, each has half of a tile's rows, and while
+// they store, the next tile's boxes arrive. By turns, each has every second tile, and one stores while the other multiplies.
+// A stage is full when all its bytes are there, and empty when every warp that wants it is done with it.
 
 const int CONSUMERS = 2, STEP = 64, RUN = 8; // groups that multiply; terms of a stage; sums of a row that a lane finishes
 const int BOX = 64 * BOX_ROW;                // bytes of 64 rows of a box
@@ -98,27 +99,31 @@ __device__ inline void finish_group(const float (&c)[COLUMNS / 2], float *table,
     }
 }
 
-template <class T, int ROWS, int COLUMNS, int STAGES, bool TURNED_A, bool TURNED_B, class Last>
+template <class T, int ROWS, int COLUMNS, int STAGES, bool BY_TURNS, bool TURNED_A, bool TURNED_B, class Last>
 __device__ inline void product(const TensorMap *a, const TensorMap *b, const Result &result, const Work &w) {
-    const int OWN_ROWS = ROWS / CONSUMERS, OWN = OWN_ROWS / 64;
+    const int OWN_ROWS = BY_TURNS ? ROWS : ROWS / CONSUMERS, OWN = OWN_ROWS / 64; // of a group
     const int BYTES_A = ROWS * BOX_ROW, BYTES = (ROWS + COLUMNS) * BOX_ROW;
     DYNAMIC_SHARED(room);
     unsigned char *const stages = room + (-shared_address(room) & 1023u);
     float *const tables = reinterpret_cast<float *>(stages + STAGES * BYTES);
-    u64 *const full = reinterpret_cast<u64 *>(tables + CONSUMERS * 4 * 16 * 32), *const empty = full + STAGES;
+    u64 *const full = reinterpret_cast<u64 *>(tables + CONSUMERS * 4 * 16 * 32), *const empty = full + STAGES, *const turns = empty + STAGES;
     if (threadIdx.x == 0) {
         prefetch_map(a);
         prefetch_map(b);
         for (int i = 0; i < STAGES; i++) {
             barrier_init(full + i, 1);
-            barrier_init(empty + i, CONSUMERS * 4);
+            barrier_init(empty + i, BY_TURNS ? 4 : CONSUMERS * 4);
+        }
+        if (BY_TURNS) {
+            barrier_init(turns, 4);
+            barrier_init(turns + 1, 4);
         }
         barriers_made();
     }
     __syncthreads();
 
     const u32 all = w.down * w.across * w.batch * w.parts;
-    const int group = threadIdx.x / 128;
+    const int group = __shfl_sync(EVERY_LANE, int(threadIdx.x / 128), 0); // the same in all of a warp, to the compiler too
     int stage = 0;
     u32 parity = 0; // of this lap through the ring
     const auto next_stage = [&] {
@@ -126,6 +131,12 @@ __device__ inline void product(const TensorMap *a, const TensorMap *b, const Res
             stage = 0;
             parity ^= 1;
         }
+    };
+    const auto leave = [&](u32 number) { // the stages of a tile of the other group
+        const Place its = place<ROWS, COLUMNS>(number, w);
+        stage += its.last - its.first;
+        parity ^= stage / STAGES & 1;
+        stage %= STAGES;
     };
     if (group == CONSUMERS) {
         fewer_registers<LEFT_REGISTERS>();
@@ -146,11 +157,21 @@ __device__ inline void product(const TensorMap *a, const TensorMap *b, const Res
         more_registers<OWN_REGISTERS>();
         float *const table = tables + threadIdx.x / 32 * 16 * 32;
         const u32 begin = shared_address(stages);
-        for (u32 number = blockIdx.x; number < all; number += gridDim.x) {
+        const int first_row = BY_TURNS ? 0 : group * OWN_ROWS;
+        u32 number = blockIdx.x, turn = group ^ 1; // parity of the turn that is waited for
+        if (BY_TURNS && group == 1) {
+            leave(number);
+            number += gridDim.x;
+        }
+        for (; number < all; number += BY_TURNS ? 2 * gridDim.x : gridDim.x) {
             const Place at = place<ROWS, COLUMNS>(number, w);
             float c[OWN][COLUMNS / 2];
+            if (BY_TURNS) {
+                barrier_wait(turns + group, turn);
+                turn ^= 1;
+            }
             for (int step = at.first; step < at.last; step++) {
-                const u32 all_b = begin + stage * BYTES + BYTES_A, own_a = begin + stage * BYTES + group * OWN * BOX;
+                const u32 all_b = begin + stage * BYTES + BYTES_A, own_a = begin + stage * BYTES + first_row * BOX_ROW;
                 barrier_wait(full + stage, parity);
                 products_begin();
 #pragma unroll
@@ -163,16 +184,22 @@ __device__ inline void product(const TensorMap *a, const TensorMap *b, const Res
                     }
                 }
                 products_close();
+                if (BY_TURNS && step == at.last - 1 && threadIdx.x % 32 == 0) {
+                    barrier_arrive(turns + (group ^ 1));
+                }
                 products_wait<0>();
                 if (threadIdx.x % 32 == 0) {
                     barrier_arrive(empty + stage);
                 }
                 next_stage();
             }
+            if (BY_TURNS) {
+                leave(number + gridDim.x);
+            }
 #pragma unroll
             for (int i = 0; i < OWN; i++) {
                 settled(c[i]);
-                finish_group<T, Last, COLUMNS>(c[i], table, result, at, at.row + group * OWN_ROWS + 64 * i, w.batch);
+                finish_group<T, Last, COLUMNS>(c[i], table, result, at, at.row + first_row + 64 * i, w.batch);
             }
         }
     }
@@ -184,13 +211,15 @@ __device__ inline void product(const TensorMap *a, const TensorMap *b, const Res
 #define TURNED_A_t true
 #define TURNED_B_n true
 #define TURNED_B_t false
-#define MAKE(T, ROWS, COLUMNS, STAGES, A, B, LAST) \
+#define IS_together false
+#define IS_turns true
+#define MAKE(T, ROWS, COLUMNS, STAGES, GROUPS, A, B, LAST) \
     extern "C" __global__ void __launch_bounds__((CONSUMERS + 1) * 128, 1) \
-        product_##T##_##ROWS##x##COLUMNS##_hopper_##A##B##_##LAST( \
+        product_##T##_##ROWS##x##COLUMNS##_##GROUPS##_##A##B##_##LAST( \
             const __grid_constant__ TensorMap a, const __grid_constant__ TensorMap b, \
             const __grid_constant__ Result result, i64 down, i64 across, i64 batch, i64 parts, i64 steps, \
             i64 steps_of_part, i64 a_moves, i64 b_moves) { \
         const Work w = {u32(down), u32(across), u32(batch), u32(parts), \
                         int(steps), int(steps_of_part), int(a_moves), int(b_moves)}; \
-        product<T, ROWS, COLUMNS, STAGES, TURNED_A_##A, TURNED_B_##B, LAST>(&a, &b, result, w); \
+        product<T, ROWS, COLUMNS, STAGES, IS_##GROUPS, TURNED_A_##A, TURNED_B_##B, LAST>(&a, &b, result, w); \
     }

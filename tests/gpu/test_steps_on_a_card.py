@@ -155,3 +155,17 @@ def test_a_batch_of_the_host_is_checked_there_and_nothing_is_read_back(card, nam
     wrong = batch | {"input_ids": batch["input_ids"] + V}
     with pytest.raises(ShapeError, match="vocab_size"):
         step(model, objective, wrong, counts)
+
+
+@EACH
+def test_without_kernels_of_ours_halves_are_widened(plain_card, name):
+    """An old card, or no compiler: gradients of all are bfloat16 where they are no sums of several."""
+    band = 2 * ROUNDED**0.5 if name == "t5" else 4 * ROUNDED
+    expected, expected_gradients = on_host(name, np.float32, rounded=True)
+    model, *rest = prepared(name)
+    loss, gradients = step(model.to("cuda", BFLOAT16), *rest)
+    assert not plain_card.launched
+    assert abs(loss.item() - expected) <= 4 * ROUNDED * expected
+    for path, e in expected_gradients.items():
+        error = np.linalg.norm(gradients[path].get().astype(np.float64) - e)
+        assert error <= band * np.linalg.norm(e), path

@@ -27,17 +27,17 @@ def add_rows(g: Array, ids_N: Array, rows: int) -> Array:
     """A table of that many rows; row v is the sum of the rows of g whose id is v.
 
     Rows are sorted by id, keeping their order, and each run is added up: the same sum in the same order every time.
+    On a card sums of halves are float32.
     """
-    xp = namespace(g)
-    table = xp.zeros((rows, *g.shape[1:]), g.dtype)
+    xp, wide = namespace(g), np.float32 if g.dtype.itemsize == 2 else g.dtype
+    table = xp.zeros((rows, *g.shape[1:]), g.dtype if xp is np else wide)
     if ids_N.size == 0:
         return table
     if xp is not np:
-        xp.add.at(table, ids_N, g)
+        xp.add.at(table, ids_N, g.astype(wide, copy=False))
         return table
     order = np.argsort(ids_N, kind="stable")
     present, starts = np.unique(ids_N[order], return_index=True)
-    wide = np.float32 if g.dtype.itemsize == 2 else g.dtype
     table[present] = np.add.reduceat(g[order], starts, axis=0, dtype=wide)
     return table
 

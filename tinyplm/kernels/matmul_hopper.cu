@@ -49,64 +49,82 @@ __device__ inline void bring(unsigned char *to, const TensorMap *map, u64 *full,
     }
 }
 
-// Where 16-byte piece c of row r of a warp's table of 16 rows of 32 sums lies: neither a warp's writes (pieces 2 i and
-// 2 i + 1 of rows 0 to 3) nor its reads (pieces 0, 2, 4 and 6 of two rows) find two in one bank.
+// Where 16-byte piece c of row r of a warp's table of 16 rows of 32 sums lies, in floats: neither a warp's writes (pieces
+// 2 q and 2 q + 1 of rows 0 to 3) nor its reads (pieces 0, 2, 4 and 6 of two rows) find two in one bank. From piece c on,
+// piece c + 2 q is at ^ 8 q; and from an even one, the next is at ^ 4. Eight rows on is at + EIGHT.
 __device__ inline int of_table(int r, int c) { return r * 32 + (c ^ (2 * (r % 4) + r % 2)) * 4; }
+const int EIGHT = 8 * 32, TABLE = 16 * 32;
 
-// The sums of one group: 64 rows of a tile. They pass through a table of the warp's own, so that a lane has runs of a row.
-template <class T, class Last, int COLUMNS>
+// The sums of a group, 64 rows of a tile, pass through a table of each warp's own, so that a lane has runs of a row.
+template <class T, class Last, int COLUMNS, bool ROOM>
 __device__ inline void finish_group(const float (&c)[COLUMNS / 2], float *table, const Result &r, const Place &at, int row,
                                     u32 batch) {
-    const int lane = threadIdx.x % 32;
-    row += threadIdx.x % 128 / 32 * 16;
+    const int lane = threadIdx.x % 32, to = of_table(lane / 4, lane % 4 / 2) + lane % 2 * 2;
+    const int from = of_table(lane / 4, lane % 4 * 2);
+    row += threadIdx.x % 128 / 32 * 16 + lane / 4;
+    const int first = at.column + lane % 4 * RUN;
+    const bool asks = ROOM && r.other && r.vectors && !r.parts; // for runs of it, before the sums go through the table
+    const T *const other = static_cast<const T *>(r.other) + (i64(at.matrix) * r.rows + row) * r.columns + first;
+    const auto ask = [&](int j, uint4 &one, uint4 &next) {
+        const bool present = first + 32 * j < r.columns;
+        one = load_16_bytes_if(present && row < r.rows, other + 32 * j);
+        next = load_16_bytes_if(present && row + 8 < r.rows, other + 8 * i64(r.columns) + 32 * j);
+    };
+    uint4 one = {}, next = {};
+    if (asks) {
+        ask(0, one, next);
+    }
 #pragma unroll 1
     for (int j = 0; j < COLUMNS / 32 && at.column + 32 * j < r.columns; j++) {
+        uint4 later = {}, last = {};
+        if (asks && j + 1 < COLUMNS / 32) {
+            ask(j + 1, later, last);
+        }
 #pragma unroll
         for (int k = 0; k < COLUMNS / 32; k++) { // registers have no numbers at run time
             if (j == k) {
 #pragma unroll
                 for (int i = 0; i < 8; i++) {
-                    const int own = lane / 4 + i % 2 * 8, piece = i / 2 * 2 + lane % 4 / 2;
                     const float *const two = c + 16 * k + i / 2 * 4 + i % 2 * 2;
                     const uint2 w = {__float_as_uint(two[0]), __float_as_uint(two[1])};
-                    *reinterpret_cast<uint2 *>(table + of_table(own, piece) + lane % 2 * 2) = w;
+                    *reinterpret_cast<uint2 *>(table + (to ^ i / 2 * 8) + i % 2 * EIGHT) = w;
                 }
             }
         }
         __syncwarp();
 #pragma unroll 1
-        for (int own = lane / 4; own < 16 && row + own < r.rows; own += 8) {
-            float x[RUN];
-            float low[4], high[4];
-            unpack<float>(*reinterpret_cast<const uint4 *>(table + of_table(own, lane % 4 * 2)), low);
-            unpack<float>(*reinterpret_cast<const uint4 *>(table + of_table(own, lane % 4 * 2 + 1)), high);
+        for (int half = 0; half < 2 && row + 8 * half < r.rows && first + 32 * j < r.columns; half++) {
+            float x[RUN], four[4];
 #pragma unroll
-            for (int i = 0; i < 4; i++) {
-                x[i] = low[i];
-                x[4 + i] = high[i];
-            }
-            const int column = at.column + 32 * j + lane % 4 * RUN;
-            if (column >= r.columns) {
-                break;
+            for (int i = 0; i < RUN; i += 4) {
+                unpack<float>(*reinterpret_cast<const uint4 *>(table + (from ^ i) + half * EIGHT), four);
+                x[i] = four[0];
+                x[i + 1] = four[1];
+                x[i + 2] = four[2];
+                x[i + 3] = four[3];
             }
             if (r.parts) {
-                keep_part(r, row + own, column, i64(at.part) * batch + at.matrix, x);
+                keep_part(r, row + 8 * half, first + 32 * j, i64(at.part) * batch + at.matrix, x);
             } else {
-                finish<T, Last>(r, row + own, column, at.matrix, x);
+                finish<T, Last>(r, row + 8 * half, first + 32 * j, at.matrix, x, asks, one);
             }
+            one = next;
         }
         __syncwarp();
+        one = later;
+        next = last;
     }
 }
 
 template <class T, int ROWS, int COLUMNS, int STAGES, bool BY_TURNS, bool TURNED_A, bool TURNED_B, class Last>
 __device__ inline void product(const TensorMap *a, const TensorMap *b, const Result &result, const Work &w) {
     const int OWN_ROWS = BY_TURNS ? ROWS : ROWS / CONSUMERS, OWN = OWN_ROWS / 64; // of a group
+    const int AHEAD = BY_TURNS ? 1 : 0; // steps of products under way: nobody else's fill the gaps where groups take turns
     const int BYTES_A = ROWS * BOX_ROW, BYTES = (ROWS + COLUMNS) * BOX_ROW;
     DYNAMIC_SHARED(room);
     unsigned char *const stages = room + (-shared_address(room) & 1023u);
     float *const tables = reinterpret_cast<float *>(stages + STAGES * BYTES);
-    u64 *const full = reinterpret_cast<u64 *>(tables + CONSUMERS * 4 * 16 * 32), *const empty = full + STAGES, *const turns = empty + STAGES;
+    u64 *const full = reinterpret_cast<u64 *>(tables + CONSUMERS * 4 * TABLE), *const empty = full + STAGES, *const turns = empty + STAGES;
     if (threadIdx.x == 0) {
         prefetch_map(a);
         prefetch_map(b);
@@ -132,6 +150,11 @@ __device__ inline void product(const TensorMap *a, const TensorMap *b, const Res
             parity ^= 1;
         }
     };
+    const auto release = [&](int stage) { // by each warp, as one's products may end before another's
+        if (threadIdx.x % 32 == 0) {
+            barrier_arrive(empty + stage);
+        }
+    };
     const auto leave = [&](u32 number) { // the stages of a tile of the other group
         const Place its = place<ROWS, COLUMNS>(number, w);
         stage += its.last - its.first;
@@ -155,7 +178,7 @@ __device__ inline void product(const TensorMap *a, const TensorMap *b, const Res
         }
     } else {
         more_registers<OWN_REGISTERS>();
-        float *const table = tables + threadIdx.x / 32 * 16 * 32;
+        float *const table = tables + threadIdx.x / 32 * TABLE;
         const u32 begin = shared_address(stages);
         const int first_row = BY_TURNS ? 0 : group * OWN_ROWS;
         u32 number = blockIdx.x, turn = group ^ 1; // parity of the turn that is waited for
@@ -187,19 +210,23 @@ __device__ inline void product(const TensorMap *a, const TensorMap *b, const Res
                 if (BY_TURNS && step == at.last - 1 && threadIdx.x % 32 == 0) {
                     barrier_arrive(turns + (group ^ 1));
                 }
-                products_wait<0>();
-                if (threadIdx.x % 32 == 0) {
-                    barrier_arrive(empty + stage);
+                products_wait<AHEAD>();
+                if (AHEAD == 0 || step != at.first) {
+                    release(AHEAD == 0 ? stage : (stage == 0 ? STAGES : stage) - 1);
                 }
                 next_stage();
             }
             if (BY_TURNS) {
-                leave(number + gridDim.x);
+                products_wait<0>();
+                release((stage == 0 ? STAGES : stage) - 1);
             }
 #pragma unroll
             for (int i = 0; i < OWN; i++) {
                 settled(c[i]);
-                finish_group<T, Last, COLUMNS>(c[i], table, result, at, at.row + first_row + 64 * i, w.batch);
+                finish_group<T, Last, COLUMNS, OWN * COLUMNS / 2 <= 128>(c[i], table, result, at, at.row + first_row + 64 * i, w.batch);
+            }
+            if (BY_TURNS) {
+                leave(number + gridDim.x);
             }
         }
     }

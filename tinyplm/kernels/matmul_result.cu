@@ -84,8 +84,10 @@ template <class T, int N> __device__ inline void store_run(T *to, bool vectors, 
     }
 }
 
+// `run` is that of `other`, if it has been read.
 template <class T, class Last, class Out, int N>
-__device__ inline void finish_as(const Result &r, Out *out, i64 row, i64 column, i64 one, float (&x)[N]) {
+__device__ inline void finish_as(const Result &r, Out *out, i64 row, i64 column, i64 one, float (&x)[N],
+                                 bool is_read, uint4 run) {
     const i64 left = r.columns - column;
     const int count = left < N ? int(left) : N;
     const i64 same = (one * r.rows + row) * r.columns + column;
@@ -106,7 +108,11 @@ __device__ inline void finish_as(const Result &r, Out *out, i64 row, i64 column,
         }
     }
     if (r.other) {
-        load_run(static_cast<const T *>(r.other) + same, r.vectors, count, more);
+        if (N * sizeof(T) == 16 && is_read) {
+            unpack<T>(run, more);
+        } else {
+            load_run(static_cast<const T *>(r.other) + same, r.vectors, count, more);
+        }
 #pragma unroll
         for (int i = 0; i < N; i++) {
             x[i] = Last::is_slope ? x[i] * Last::of(more[i]) : x[i] + more[i];
@@ -124,11 +130,12 @@ __device__ inline void finish_as(const Result &r, Out *out, i64 row, i64 column,
 
 // A run of N sums of one row, 4 or 8; columns at or beyond the last are not stored.
 template <class T, class Last, int N>
-__device__ inline void finish(const Result &r, i64 row, i64 column, i64 one, float (&x)[N]) {
+__device__ inline void finish(const Result &r, i64 row, i64 column, i64 one, float (&x)[N],
+                              bool is_read = false, uint4 run = {}) {
     if (sizeof(T) < sizeof(float) && r.is_single) {
-        finish_as<T, Last>(r, static_cast<float *>(r.out), row, column, one, x);
+        finish_as<T, Last>(r, static_cast<float *>(r.out), row, column, one, x, is_read, run);
     } else {
-        finish_as<T, Last>(r, static_cast<T *>(r.out), row, column, one, x);
+        finish_as<T, Last>(r, static_cast<T *>(r.out), row, column, one, x, is_read, run);
     }
 }
 

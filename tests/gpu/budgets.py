@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from machine_code import Kernel
 
-from tinyplm.kernels import cuda
+from tinyplm.kernels import cuda, matmul_plan
 
 PORTABLE = ("sm_90a", "sm_80")
 """What files are compiled for."""
@@ -18,7 +18,23 @@ PORTABLE = ("sm_90a", "sm_80")
 ARCHITECTURES: dict[str, tuple[str, ...]] = {}
 """Of files that are not for both."""
 
-INSTANCES: dict[str, tuple[str, ...]] = {}
+_TILES = [" ".join(map(str, tile[1:])) for tile in matmul_plan.TILES]
+_PLAIN_TILES = [" ".join(map(str, tile[1:])) for tile in matmul_plan.PLAIN_TILES]
+INSTANCES: dict[str, tuple[str, ...]] = {
+    "matmul": (
+        *(f"bfloat16 {t} {ab} whole plain" for t in _TILES[:3] for ab in ("n n", "n t", "t n")),
+        *(f"bfloat16 {t} {ab} whole plain" for t in _TILES[3:] for ab in ("n t", "t n")),
+        *(f"bfloat16 {t} n n single plain" for t in _TILES[::2]),
+        *(f"float16 {_TILES[0]} {how}" for how in ("t t whole plain", "t n single gelu")),
+        *(f"bfloat16 {t} n n whole gelu_tanh" for t in _TILES[:2]),
+        *(f"bfloat16 {t} n t whole slope" for t in _TILES[:2]),
+    ),
+    "matmul_float32": (
+        *(f"{t} {ab} plain" for t in _PLAIN_TILES for ab in ("n n", "n t", "t n")),
+        *(f"{_PLAIN_TILES[0]} {how}" for how in ("n n gelu_tanh", "n t slope")),
+    ),
+    "matmul_parts": ("bfloat16 plain", "float16 gelu", "float32 slope_tanh"),
+}
 """Of a file of templates, what its kernels are made for, all that are launched: {"matmul": ("float16 64",)}."""
 
 SHARED = {"sm_90a": 227 * 1024, "sm_80": 163 * 1024}
@@ -85,6 +101,31 @@ def _rows_of(forward: Budget, pullback: Budget, name: str) -> dict[str, Budget]:
     return found
 
 
+def _products() -> dict[str, Budget]:
+    """Every tile of tensor cores, with as many registers as leave room for its blocks."""
+    found = {}
+    for tile in matmul_plan.TILES:
+        threads = 32 * tile.warps
+        name = rf"_{tile.rows}x{tile.columns}_{tile.down}x{tile.across}_.._"
+        row = Budget(REGISTERS // (threads * tile.resident), threads, tile.resident)
+        row = row._replace(dynamic=tile.shared, wanted="HMMA.16816.F32 LDSM LDS.128 STG.128")
+        found[rf"product_\w+{name}whole_\w+"] = row._replace(wanted=f"{row.wanted} LDGSTS.128")
+        if tile in matmul_plan.TILES[::2]:
+            found[rf"product_\w+{name}single_\w+"] = row._replace(unwanted="LDGSTS")
+    return found
+
+
+def _plain_products() -> dict[str, Budget]:
+    found = {}
+    for tile in matmul_plan.PLAIN_TILES:
+        registers = REGISTERS // (tile.threads * tile.resident)
+        found[rf"product_float32_{tile.rows}x{tile.columns}_\w+"] = Budget(
+            registers, tile.threads, tile.resident,
+            dynamic=tile.shared, wanted="FFMA LDGSTS LDS.128 STG.128",
+        )  # fmt: skip
+    return found
+
+
 BUDGETS: dict[str, dict[str, Budget]] = {
     "adam": {
         r"adamw_update_many": Budget(64, blocks=4, wanted=f"{VECTORS} STG.64"),
@@ -104,11 +145,19 @@ BUDGETS: dict[str, dict[str, Budget]] = {
         # A row held is 32 values of x and 32 of g or of what is added, gain and bias, and two sums of each column.
         **_rows_of(Budget(128, blocks=2, shared=32), Budget(240, shared=32), "norm"),
     },
+    "matmul": _products(),
+    "matmul_float32": _plain_products(),
+    "matmul_parts": {r"add_parts_\w+": Budget(64, blocks=4, wanted=VECTORS)},
     "relu": {r"relu_\w+": Budget(40, blocks=6, wanted=VECTORS)},
     "scale": {r"scale_\w+": Budget(40, blocks=6, wanted=VECTORS)},
     "softmax": _rows_of(
         Budget(96, blocks=2, shared=64), Budget(96, blocks=2, shared=64), "softmax"
     ),
+    "sum_rows": {
+        r"sum_rows_float32_groups": Budget(40, blocks=6, shared=4096, wanted="LDG.128"),
+        r"sum_rows_\w+_groups": Budget(40, blocks=6, shared=8192, wanted="LDG.128"),
+        r"sum_rows_\w+_single": Budget(40, blocks=6, shared=1024),
+    },
     "take_rows": {
         r"copy_rows_16": Budget(40, wanted=VECTORS),
         r"copy_rows_[24]": Budget(40, unwanted=VECTORS),

@@ -241,7 +241,7 @@ __device__ inline void product(const Given &p) {
     }
 }
 
-const bool turned_n = false, turned_t = true, is_single = false, is_whole = true;
+[[maybe_unused]] const bool is_single = false, is_whole = true; // MAKE's how
 
 #define MAKE(T, ROWS, COLUMNS, DOWN, ACROSS, STAGES, RESIDENT, A, B, HOW, LAST) \
     extern "C" __global__ void __launch_bounds__(32 * DOWN * ACROSS, RESIDENT) \

@@ -7,7 +7,7 @@ import numpy as np
 
 from ..backend import namespace
 from ..types import Array
-from . import cuda, matmul_cuda, mkl
+from . import cuda, matmul_cuda, matmul_hopper, mkl  # noqa: F401 (offers plans)
 from .compiled import address, gemm, parallel
 from .gelu import HELPERS as GELU
 from .gelu import (
@@ -24,6 +24,13 @@ from .threads import LEAST, available, has_products
 
 LEAST_PRODUCT = 1 << 19
 """Multiplications worth a thread's while: about 7 microseconds of one core."""
+
+BLOCKS = 528
+"""Blocks among which a sum over rows is shared on a card, about: four for each multiprocessor of an H100, and the same
+number on every card, so that sums have one order."""
+
+LEAST_ROWS = 64
+"""Rows of a block, at least."""
 
 _NO_BIAS = {"f": np.empty(0, np.float32), "d": np.empty(0, np.float64)}
 
@@ -337,3 +344,37 @@ def _cuda_product_gelu_pullback() -> Any:
         return matmul_cuda.compute(g, weight, other=u, last=last)
 
     return pullback if cuda.usable() else None
+
+
+@sum_rows.variant("cuda", library="cupy", when=lambda g: g.size > 0 and cuda.takes(g))
+def _cuda_sum() -> Any:
+    """Blocks add up some rows each, and then one adds up these; in float32, in which the sums stay."""
+
+    def summed(g_NF: Array) -> Array:
+        N, F = g_NF.shape
+        group = _side_by_side(g_NF)
+        parts = max(1, min(N // LEAST_ROWS, BLOCKS // -(-F // (32 * group))))
+        rows = -(-N // parts)
+        parts = -(-N // rows)
+        out_F = cuda.empty(g_NF, (F,), np.float32)
+        sums = out_F if parts == 1 else cuda.empty(g_NF, (parts, F), np.float32)
+        _start_sum(g_NF, sums, rows)
+        if parts > 1:
+            _start_sum(sums, out_F, parts)
+        return out_F
+
+    return summed if cuda.usable() else None
+
+
+def _side_by_side(g: Array) -> int:
+    """Columns that a thread of sum_rows.cu has."""
+    group = 16 // g.itemsize
+    return group if g.shape[1] % group == 0 and cuda.are_aligned(group, g) else 1
+
+
+def _start_sum(g: Array, out: Array, rows: int) -> None:
+    """Add up so many rows for each row of out."""
+    (N, F), group = g.shape, _side_by_side(g)
+    kernel = f"sum_rows_{g.dtype.name}_{'single' if group == 1 else 'groups'}"
+    blocks = -(-F // (32 * group)) * -(-N // rows)
+    cuda.launch("sum_rows", kernel, blocks, cuda.THREADS, g, out, N, F, rows)

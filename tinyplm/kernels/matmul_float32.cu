@@ -133,8 +133,6 @@ __device__ inline void product(const Given &p) {
     }
 }
 
-const bool turned_n = false, turned_t = true;
-
 #define MAKE(ROWS, COLUMNS, HIGH, WIDE, STAGES, RESIDENT, A, B, LAST) \
     extern "C" __global__ void __launch_bounds__((ROWS / HIGH) * (COLUMNS / WIDE), RESIDENT) \
         product_float32_##ROWS##x##COLUMNS##_##A##B##_##LAST(Given p) { \

@@ -27,3 +27,5 @@ __device__ inline Place place(const Given &p) {
     const u32 left = p.down - group * GROUP, high = left < GROUP ? left : GROUP;
     return {others / p.batch, others % p.batch, group * GROUP + within % high, within / high};
 }
+
+[[maybe_unused]] const bool turned_n = false, turned_t = true; // how MAKE names operands

@@ -107,8 +107,8 @@ def _cuda() -> Any:
             if made:  # logits are the gradient now
                 product(logits, weight_VD, gx[here])
                 product(logits.T, x, g_weight, 1.0 if start else 0.0)
-                if g_bias is not None:
-                    g_bias += sum_rows(logits)
+                if g_bias is not None:  # of whole rows, with what lies between them
+                    g_bias += sum_rows(space_RV[: len(x)])[:V]
         return cross_entropy_total(losses_N, share_N), made
 
     return slices if cuda.usable() else None

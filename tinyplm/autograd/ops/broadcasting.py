@@ -7,6 +7,7 @@ are halves are sums over many rows: losses and statistics, and gradients of weig
 """
 
 import functools
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -15,6 +16,7 @@ import numpy as np
 from ...backend import namespace
 from ...errors import DtypeError
 from ...kernels import cuda
+from ...kernels.matmul import sum_rows
 from ...types import Pullback
 from ..messages import is_half as is_half  # for other ops too
 
@@ -48,11 +50,18 @@ def unbroadcast(g: Any, to: Like) -> Any:
     if g.shape != shape:
         extra = g.ndim - len(shape)
         axes = (*range(extra), *(i + extra for i, n in enumerate(shape) if n != g.shape[i + extra]))
-        wide = np.float32 if is_half(g.dtype) else None
-        g = g.sum(axis=axes, dtype=wide).reshape(shape)
+        g = _sum(g, axes).reshape(shape)
     if g.dtype == dtype or (g.dtype == np.float32 and is_half(dtype) and namespace(g) is not np):
         return g
     return g.astype(dtype)
+
+
+def _sum(g: Any, axes: tuple[int, ...]) -> Any:
+    """The sum over axes, in float32 at least; over the first ones by a kernel of a card."""
+    if namespace(g) is np or axes != tuple(range(len(axes))) or not cuda.usable():
+        return g.sum(axis=axes, dtype=np.float32 if is_half(g.dtype) else None)
+    rows, columns = (math.prod(part) for part in (g.shape[: len(axes)], g.shape[len(axes) :]))
+    return sum_rows(g.reshape(rows, columns))
 
 
 def same_precision(result: Any, *inputs: Any) -> Any:

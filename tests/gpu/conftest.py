@@ -1,5 +1,7 @@
 """What the tests of device code share."""
 
+import contextlib
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import emulator as emulation
@@ -14,12 +16,30 @@ SECONDS = pytest.StashKey[dict]()
 """What compiling took, by file and architecture."""
 
 
+DAYS = 3
+"""How long what was compiled is kept."""
+
+
 @pytest.fixture(scope="session")
-def built(tmp_path_factory):
+def kept(request, tmp_path_factory):
+    """A folder for what was compiled, by its text: of pytest's cache, so that later runs find it."""
+    cache = getattr(request.config, "cache", None)
+    if cache is None:
+        return tmp_path_factory.mktemp("device_code")
+    folder = cache.mkdir("device_code")
+    for file in folder.iterdir():
+        with contextlib.suppress(OSError):  # a folder, or gone
+            if file.stat().st_mtime < time.time() - DAYS * 86_400:
+                file.unlink()
+    return folder
+
+
+@pytest.fixture(scope="session")
+def built(kept):
     """The device code as plain C++, each file compiled when it is first wanted."""
     if emulation.COMPILER is None:
         pytest.skip("needs g++")
-    return emulation.Emulator(tmp_path_factory.mktemp("emulated"))
+    return emulation.Emulator(kept)
 
 
 @pytest.fixture(scope="session")
@@ -32,16 +52,14 @@ def compiler():
 
 
 @pytest.fixture(scope="session")
-def machine_code(request, compiler, tmp_path_factory):
-    """What became of a file for an architecture; two are compiled at a time, and kept in pytest's cache."""
-    cache = getattr(request.config, "cache", None)
-    folder = cache.mkdir("device_code") if cache else tmp_path_factory.mktemp("device_code")
+def machine_code(request, compiler, kept):
+    """What became of a file for an architecture; two are compiled at a time."""
     seconds = request.config.stash.setdefault(SECONDS, {})
     pool, jobs = ThreadPoolExecutor(2), {}
 
     def submit(file, arch):
         if (file, arch) not in jobs:
-            jobs[file, arch] = pool.submit(codes.compile_file, file, arch, folder, compiler)
+            jobs[file, arch] = pool.submit(codes.compile_file, file, arch, kept, compiler)
 
     def find(file, arch):
         submit(file, arch)

@@ -6,9 +6,13 @@ and the kernel itself, line by line.
 
 import ctypes
 import functools
+import hashlib
+import json
+import os
 import re
 import shutil
 import subprocess
+import tempfile
 from pathlib import Path
 
 import ml_dtypes
@@ -17,6 +21,7 @@ import numpy as np
 from tinyplm.kernels import cuda, tensor_map
 
 HEADER = Path(__file__).with_name("emulated.h")
+HEADERS = sorted(HEADER.parent.glob("*.h"))
 COMPILER = shutil.which("g++")
 KINDS = {
     "float": np.float32, "double": np.float64, "i64": np.int64, "u32": np.uint32,
@@ -30,6 +35,16 @@ STRIDED = ("attention", "cross_entropy_in_place")
 """How kernels begin that are told the strides of their arrays."""
 GUARD = 64
 """Values before and after each new array, which nobody may write to."""
+
+
+def _read(file):
+    return file.read_text(encoding="utf-8")
+
+
+@functools.cache
+def _version():
+    said = subprocess.run([COMPILER, "--version"], capture_output=True, text=True, check=True)
+    return said.stdout
 
 
 class Emulator:
@@ -48,18 +63,30 @@ class Emulator:
         monkeypatch.setattr(tensor_map, "encoded", map_bytes)
 
     def _library(self, file):
+        """The functions of a file, and what each takes; compiled if the folder has none of the same text."""
         text = f'#include "{HEADER}"\n{cuda.source(file)}\n'
-        given, made = self.folder / f"{file}.cpp", self.folder / f"{file}.so"
-        given.write_text(text, encoding="utf-8")
-        plain = self._run("-E", "-P", given)
-        signatures = dict(re.findall(r'extern "C"\s+void\s+(\w+)\(\s*([^)]*)\)', plain))
-        signatures = {
-            n: p for n, p in signatures.items() if not n.startswith(("emulate_", "sizes_of_"))
-        }
-        launches = "".join(f"LAUNCH({name})\n" for name in signatures)
-        given.write_text(text + launches, encoding="utf-8")
-        self._run("-O1", "-shared", "-fPIC", "-o", made, given)
-        return ctypes.CDLL(str(made)), signatures
+        digest = hashlib.sha256("\0".join([text, *map(_read, HEADERS), _version()]).encode())
+        kept = self.folder / f"{file.replace(' ', '-')}-{digest.hexdigest()[:24]}"
+        made, known = kept.with_suffix(".so"), kept.with_suffix(".json")
+        if not known.exists():
+            self._compile(text, made, known)
+        return ctypes.CDLL(str(made)), json.loads(_read(known))
+
+    def _compile(self, text, made, known):
+        with tempfile.TemporaryDirectory(dir=self.folder) as own:
+            given, library, said = (Path(own, name) for name in ("text.cpp", "made.so", "known"))
+            given.write_text(text, encoding="utf-8")
+            plain = self._run("-E", "-P", given)
+            signatures = dict(re.findall(r'extern "C"\s+void\s+(\w+)\(\s*([^)]*)\)', plain))
+            signatures = {
+                n: p for n, p in signatures.items() if not n.startswith(("emulate_", "sizes_of_"))
+            }
+            launches = "".join(f"LAUNCH({name})\n" for name in signatures)
+            given.write_text(text + launches, encoding="utf-8")
+            self._run("-O1", "-shared", "-fPIC", "-o", library, given)
+            said.write_text(json.dumps(signatures), encoding="utf-8")
+            os.replace(library, made)  # a run beside this one sees all of it or nothing
+            os.replace(said, known)
 
     def _run(self, *options):
         result = subprocess.run(

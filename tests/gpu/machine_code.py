@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import re
 import shutil
 import struct
@@ -90,8 +91,10 @@ def compile_file(file: str, arch: str, kept_in: Path, by: cuda.Compiler | None =
         began = time.perf_counter()
         made = by.compile(text, arch)
         seconds = time.perf_counter() - began
-        code.write_bytes(made.cubin)
-        said.write_text(json.dumps(made.log), encoding="utf-8")
+        for path, content in ((code, made.cubin), (said, json.dumps(made.log).encode())):
+            own = path.with_name(f"{path.name}.{os.getpid()}")
+            own.write_bytes(content)
+            os.replace(own, path)  # a run beside this one sees all of it or nothing
     cubin, log = code.read_bytes(), json.loads(said.read_text(encoding="utf-8"))
     return File(cubin, log, seconds, kernels(cubin, log, code))
 

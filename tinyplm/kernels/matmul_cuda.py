@@ -207,4 +207,5 @@ def add_parts(problem: Problem, split: int, result: Array) -> None:
 
 
 matmul_plan.add("tensor", matmul_plan.Tier(matmul_plan.tensor_plans, start))
+matmul_plan.add("few", matmul_plan.Tier(matmul_plan.few_plans, start))
 matmul_plan.add("plain", matmul_plan.Tier(matmul_plan.plain_plans, start))

@@ -336,6 +336,41 @@ def tensor_plans(problem: Problem, card: Card, split: int | None = None) -> Iter
             )  # fmt: skip
 
 
+# ---- few rows, by mma.sync: b is read once, and its bytes are the time
+
+FEW_ROWS = 16
+"""Rows that matmul_few.cu has at most."""
+FEW_COLUMNS, FEW_SPAN, FEW_THREADS = 64, 512, 256
+"""Columns and threads of a block, and terms that it reads at once."""
+FEW_SHARED = 8 * FEW_ROWS * (FEW_COLUMNS + 8) * 4
+"""Bytes in which the sums of eight warps are added up, and before that a span of a."""
+LATENCY = 1e-6
+"""Seconds from asking for a span of b to having it; a guess."""
+
+
+def few_plans(problem: Problem, card: Card, split: int | None = None) -> Iterator[Plan]:
+    """The one for few rows, where both operands are read by 16 bytes."""
+    wide = problem.dtype != "float32" and problem.copies and not problem.a_turned
+    if not wide or problem.rows > FEW_ROWS:
+        return
+    tiles = problem.batch * -(-problem.columns // FEW_COLUMNS)
+    options = splits(problem, tiles, LEAST_PART, card)
+    for parts, chunk in options if split is None else [cut(problem.terms, split, LEAST_PART)]:
+        last = "plain" if parts > 1 else problem.last
+        layout = "t" if problem.b_turned else "n"
+        moved, again = traffic(problem, parts)
+        memory = speed(card).memory
+        rounds = -(-tiles * parts // (2 * card.processors))
+        reading = LATENCY * (1 + rounds * -(-chunk // FEW_SPAN))
+        adding = SECOND_KERNEL + again / memory if parts > 1 else 0.0
+        yield Plan(
+            "few", "few", f"matmul_few {problem.dtype} {layout} {last}",
+            f"few_{problem.dtype}_n{layout}_{last}", (FEW_ROWS, FEW_COLUMNS, LEAST_PART),
+            1, FEW_THREADS, FEW_SHARED, tiles * parts, parts, chunk,
+            max(reading, moved / memory) + adding,
+        )  # fmt: skip
+
+
 # ---- tiles of float32, by plain products
 
 

@@ -67,11 +67,13 @@ class Objective:
         labels: for each term of the loss, the field of a batch that has its labels.
         frames: whether its batches are more than windows of a stream, so that another objective has to take them.
         smoothing: share of each target that is spread over all classes.
+        on_host: fields of a prepared batch that are looked at by NumPy, and are not to be sent to a card.
     """
 
     reads: ClassVar[str] = "text"
     frames: ClassVar[bool] = False
     labels: ClassVar[Mapping[str, str]] = {"tokens": "labels"}
+    on_host: ClassVar[frozenset[str]] = frozenset()
     smoothing: float = 0.0
 
     @classmethod
@@ -172,6 +174,7 @@ class Sum(Objective):
         }
         self.smoothing = parts[0].smoothing
         self.frames = any(part.frames for part in parts)  # type: ignore[misc]
+        self.on_host = frozenset[str]().union(*(part.on_host for part in parts))  # type: ignore[misc]
 
     def batches(self, text: Any, *, length: int, batch: int, seed: int) -> Batches:
         """Those of the last part that frames its own."""

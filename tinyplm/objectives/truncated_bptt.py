@@ -13,7 +13,7 @@ does not grow with the text. At the beginning of a stream, once an epoch, the st
 """
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -39,6 +39,7 @@ class TruncatedBptt(Objective):
         smoothing: share of the target spread over the vocabulary; 0 in the papers.
     """
 
+    on_host: ClassVar[frozenset[str]] = frozenset({"fresh"})
     smoothing: float = 0.0
     _training: State | None = field(default=None, init=False, repr=False, compare=False)
     _evaluation: State | None = field(default=None, init=False, repr=False, compare=False)

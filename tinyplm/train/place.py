@@ -144,7 +144,7 @@ class OnCard:
         self._precision = np.result_type(np.float32, *{p.dtype for p in update.parameters})
         self._seen: OrderedDict[Any, _Kind] = OrderedDict()
         self._left: list[Array | None] = []
-        self._stays = frozenset(getattr(update.objective, "on_host", ()))
+        self._stays = update.objective.on_host
 
     def update(self, batches: list[Batch], counts: Mapping[str, float], rate: float) -> Late:
         """As any place does."""

@@ -148,6 +148,16 @@ def linear_gelu(x, weight, bias, approximate="none"):
     return F.gelu(F.linear(x, weight.T, bias), approximate=approximate)
 
 
+def feed_forward(x, *weights, approximate="none"):
+    """What is between the layers is not rounded to half precision."""
+    wide = torch.promote_types(x.dtype, torch.float32)
+    given, weight_in, bias_in, weight_out, bias_out = (
+        a if a is None else a.to(wide) for a in (x, *weights)
+    )
+    y = F.linear(linear_gelu(given, weight_in, bias_in, approximate), weight_out.T, bias_out)
+    return y.to(x.dtype)
+
+
 def cross_entropy(logits, labels, ignored, smoothing, weights, reduction):
     V = logits.shape[-1]
     settings = {"ignore_index": ignored, "label_smoothing": smoothing}
@@ -251,6 +261,7 @@ TORCH = {
     "kl_divergence": kl_divergence,
     "layer_norm": lambda x, gain, bias, eps: F.layer_norm(x, x.shape[-1:], gain, bias, eps),
     "linear_gelu": linear_gelu,
+    "feed_forward": feed_forward,
     "linear": lambda x, weight, bias: F.linear(x, weight.T, bias),
     "linear_cross_entropy": linear_cross_entropy,
     "log": torch.log,

@@ -4,8 +4,9 @@ from collections.abc import Callable
 
 from ..autograd import Tensor, ops
 from ..types import Generator
-from .linear import Linear
+from .linear import GELU, Linear
 from .module import Module
+from .quantized import Quantized
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu": ops.gelu,
@@ -39,8 +40,17 @@ class FeedForward(Module):
 
     def __call__(self, x: Tensor, *, rng: Generator | None = None) -> Tensor:
         """From (..., width) to the same; with rng, what is in the middle is dropped at the rate `dropout`."""
-        y = self.expand(x, activation=self.activation)
-        return self.contract(ops.dropout(y, rate=self.dropout, rng=rng))
+        expand, contract = self.expand, self.contract
+        whole = rng is None or not self.dropout  # nothing is dropped between them
+        if whole and self.activation in GELU and not _is_quantized(expand, contract):
+            weights = expand.weight, expand.bias, contract.weight, contract.bias
+            return ops.feed_forward(x, *weights, approximate=GELU[self.activation])
+        y = expand(x, activation=self.activation)
+        return contract(ops.dropout(y, rate=self.dropout, rng=rng))
+
+
+def _is_quantized(*layers: Linear) -> bool:
+    return any(isinstance(layer.weight, Quantized) for layer in layers)
 
 
 class GatedFeedForward(Module):

@@ -152,6 +152,53 @@ case(
     ),
 )
 
+
+def _feed_forward(d: Draw) -> Sample:
+    sample = _linear_gelu(d)
+    F, E = sample.inputs[1].shape[1], d.integer(1, 4)
+    behind = d.array((F, E)), d.array((E,)) if d.boolean() else None
+    return Sample((*sample.inputs, *behind), sample.attributes)
+
+
+def _both(
+    x: Array,
+    weight_in: Array,
+    bias_in: Array | None,
+    weight_out: Array,
+    bias_out: Array | None,
+    *,
+    approximate: str = "none",
+) -> Array:
+    y = _bent_rows(x, weight_in, bias_in, approximate=approximate)
+    return _rows_times(y, weight_out, bias_out)
+
+
+def _both_keep(s: Sample) -> int:
+    """Both inputs of products, both weights, and what GELU is taken of."""
+    x, weight_in, _, weight_out, _ = s.inputs
+    inner = 8 * count(x.shape[:-1]) * weight_in.shape[1]
+    return x.nbytes + weight_in.nbytes + weight_out.nbytes + 2 * inner
+
+
+case(
+    "feed_forward",
+    _feed_forward,
+    _both,
+    _both_keep,
+    Hard(
+        "no rows",
+        (np.zeros((0, 2)), np.ones((2, 3)), np.ones(3), np.ones((3, 1)), np.ones(1)),
+        np.zeros((0, 1)),
+        (np.zeros((0, 2)), np.zeros((2, 3)), np.zeros(3), np.zeros((3, 1)), np.zeros(1)),
+    ),
+    Hard(
+        "half of a gradient passes a GELU of 0",
+        (A([2.0]), A([[3.0]]), A([-6.0]), A([[5.0]]), A([7.0])),
+        A([7.0]),
+        (A([7.5]), A([[5.0]]), A([2.5]), A([[0.0]]), A([1.0])),
+    ),
+)
+
 EQUATIONS = [
     "ij,jk->ik",
     "i,i->",

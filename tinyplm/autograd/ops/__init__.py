@@ -35,6 +35,7 @@ from .index import scatter_add as scatter_add
 from .index import take_along_axis as take_along_axis
 from .index import take_rows as take_rows
 from .linalg import einsum as einsum
+from .linalg import feed_forward as feed_forward
 from .linalg import linear as linear
 from .linalg import linear_gelu as linear_gelu
 from .linalg import matmul as matmul

@@ -13,6 +13,7 @@ from ...kernels.matmul import (
     linear_forward,
     linear_gelu_forward,
     product,
+    product_gelu_pullback,
     product_in_precision,
     sum_rows,
 )
@@ -105,25 +106,79 @@ def linear_gelu(
     Raises:
         ShapeError: the shapes do not fit together.
     """
+    exact = _is_exact("linear_gelu", approximate)
+    u, y, through = _bent("linear_gelu", x, weight, bias, exact)
+
+    def pullback(g: Array) -> Any:
+        return through(_gelu_pullback(exact)(g.reshape(u.shape), u))
+
+    return y.reshape(*x.shape[:-1], y.shape[-1]), pullback
+
+
+@op
+@kernels_round
+@quiet
+def feed_forward(
+    x: Array,
+    weight_in: Array,
+    bias_in: Array | None,
+    weight_out: Array,
+    bias_out: Array | None,
+    *,
+    approximate: str = "none",
+) -> tuple[Array, Pullback]:
+    """`linear_gelu`, and `linear` of that: what stands between attentions, if nothing is dropped in the middle.
+
+    The gradient behind the GELU is never stored on its own: it is multiplied by the slope as it is computed.
+
+    Shapes:
+        x: (..., D); weight_in: (D, F); bias_in: (F,) or None; weight_out: (F, E); bias_out: (E,) or None;
+        result: (..., E).
+
+    Raises:
+        ShapeError: the shapes do not fit together.
+    """
+    exact = _is_exact("feed_forward", approximate)
+    u, y_NF, through = _bent("feed_forward", x, weight_in, bias_in, exact)
+    y_NF, left, right = _operands("feed_forward", y_NF, weight_out, bias_out)
+    plain = left is y_NF and right is weight_out
+    z = linear_forward(y_NF, weight_out, bias_out) if plain else _rounded(left, right, bias_out)
+    same_precision(z, x, weight_in, weight_out)
+    shape = z.shape
+    behind = _pullback_of_linear(y_NF, len(y_NF), left, right, weight_out, bias_out)
+
+    def pullback(g: Array) -> tuple[Any, ...]:
+        g_NE = g.reshape(shape)
+        g_y, *of_out = behind(g_NE)
+        if not plain:
+            return (*through(_gelu_pullback(exact)(g_y(), u)), *of_out)
+        return (*through(product_gelu_pullback(g_NE, weight_out.T, u, exact)), *of_out)
+
+    return z.reshape(*x.shape[:-1], z.shape[-1]), pullback
+
+
+def _is_exact(op: str, approximate: str) -> bool:
     if approximate not in ("none", "tanh"):
-        raise ConfigError(
-            f"linear_gelu: approximate is {approximate!r}; expected 'none' or 'tanh'."
-        )
-    exact = approximate == "none"
-    x_ND, left, right = _operands("linear_gelu", x, weight, bias)
+        raise ConfigError(f"{op}: approximate is {approximate!r}; expected 'none' or 'tanh'.")
+    return approximate == "none"
+
+
+def _gelu_pullback(exact: bool) -> Any:
+    return gelu_pullback if exact else gelu_tanh_pullback
+
+
+def _bent(
+    op: str, x: Array, weight: Array, bias: Array | None, exact: bool
+) -> tuple[Array, Array, Pullback]:
+    """U = x W + b as rows, GELU of it, and the pullback from u."""
+    x_ND, left, right = _operands(op, x, weight, bias)
     if left is x_ND and right is weight:
         u, y = linear_gelu_forward(x_ND, weight, bias, exact)
     else:
         u = _rounded(left, right, bias)
         y = (gelu_forward if exact else gelu_tanh_forward)(u)
     same_precision(y, x, weight)
-    through = _pullback_of_linear(x, len(x_ND), left, right, weight, bias)
-
-    def pullback(g: Array) -> Any:
-        g_NF = g.reshape(u.shape)
-        return through((gelu_pullback if exact else gelu_tanh_pullback)(g_NF, u))
-
-    return y.reshape(*x.shape[:-1], y.shape[-1]), pullback
+    return u, y, _pullback_of_linear(x, len(x_ND), left, right, weight, bias)
 
 
 def _operands(op: str, x: Array, weight: Array, bias: Array | None) -> tuple[Array, Any, Any]:

@@ -209,7 +209,7 @@ class Function:
     """A kernel of tinyplm, which the emulator runs."""
 
     def __init__(self, file, name):
-        self.file, self.name, self.ptr = file, name, id(self)
+        self.file, self.name, self.ptr = file, name, (file, name)
 
     def __call__(
         self, grid, block, args, shared_mem=0, stream=None, enable_cooperative_groups=False
@@ -220,6 +220,8 @@ class Function:
                 raise TypeError("You are trying to pass a numpy.ndarray as a kernel parameter.")
             given.append(a._raw if isinstance(a, ndarray) else a)
         stream = stream or device.card.stream
+        most = device.card.allowed.get((self.file, self.name), 48 * 1024)
+        assert shared_mem <= most, f"{self.name}: {shared_mem} bytes of shared memory, {most} allowed"
         device.card.launched.append(self.name)
         if device.card.emulator is None:
             return
@@ -320,16 +322,36 @@ def cupyx():
     return part
 
 
+def backends():
+    """As much of cupy_backends as raises what a kernel may have of shared memory."""
+
+    def set_attribute(kernel, what, value):
+        assert what == 8, "only CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES"
+        assert value <= device.card.shared
+        device.card.allowed[kernel] = value
+
+    part = _Part("cupy_backends", ["cuda"])
+    part.cuda = _Part("cupy_backends.cuda", ["api", "libs"])
+    part.cuda.api = _Part("cupy_backends.cuda.api", ["driver"])
+    part.cuda.api.driver = _Part(
+        "cupy_backends.cuda.api.driver", ["funcSetAttribute"], funcSetAttribute=set_attribute
+    )
+    return part
+
+
 def install(monkeypatch, emulator=None):
     """Put the stand-in in the place of CuPy, and the emulator behind tinyplm's kernels; the card, to ask.
 
     Without an emulator tinyplm's kernels are not usable, and the definitions compute.
     """
+    import emulator as emulation
+
     from tinyplm.kernels import cuda as kernels
+    from tinyplm.kernels import tensor_map
 
     card = device.new_card()
     card.emulator, card.cupy = emulator, module()
-    parts, todo = {}, [card.cupy, cupyx()]
+    parts, todo = {}, [card.cupy, cupyx(), backends()]
     while todo:
         part = todo.pop()
         parts[part.__name__] = part
@@ -338,6 +360,7 @@ def install(monkeypatch, emulator=None):
         monkeypatch.setitem(sys.modules, name, part)
     monkeypatch.setattr(kernels, "usable", lambda: emulator is not None)
     monkeypatch.setattr(kernels, "cubin", lambda file, arch: file.encode())
+    monkeypatch.setattr(tensor_map, "encoded", emulation.map_bytes)
     forget()
     return card
 
@@ -349,6 +372,8 @@ def forget():
 
     kernels._module.cache_clear()
     kernels._function.cache_clear()
+    kernels._card.cache_clear()
+    kernels._allowed.clear()
     for kernel in KERNELS.values():
         for variant in kernel.variants:
             if variant.library == "cupy":

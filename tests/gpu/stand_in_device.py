@@ -35,12 +35,17 @@ class Card:
         uploads: every copy from host memory that is not pinned.
         launched: names of kernels of tinyplm, in order.
         faults: what is wrong and could not be raised where it was found.
+        capability, processors, shared: compute capability, multiprocessors, and bytes of shared memory that a block can
+            have; a small card, as what is tried is small.
+        allowed: bytes of dynamic shared memory that kernels were allowed, by kernel.
     """
 
     def __init__(self):
         self.reads, self.waits, self.uploads = [], [], []
         self.launched, self.faults = [], []
         self.emulator = None
+        self.capability, self.processors, self.shared = 80, 4, 99 * 1024
+        self.allowed = {}
         self.pool = MemoryPool()
         self.allocators = [self.pool.malloc]
         Stream.null = Stream(null=True)
@@ -412,7 +417,8 @@ def new_card():
 class Device:
     """The only one."""
 
-    id, compute_capability, mem_info = 0, "90", property(lambda self: card.free)
+    id, mem_info = 0, property(lambda self: card.free)
+    compute_capability = property(lambda self: str(card.capability))
 
     def __init__(self, device=None):
         assert device in (None, 0)
@@ -448,8 +454,8 @@ RUNTIME = {
     "setDevice": lambda device: None,
     "getDeviceCount": lambda: 1,
     "getDeviceProperties": lambda device: {
-        "name": b"no card at all", "multiProcessorCount": 132, "sharedMemPerBlockOptin": 232448,
-        "totalGlobalMem": card.free[1],
+        "name": b"no card at all", "multiProcessorCount": card.processors,
+        "sharedMemPerBlockOptin": card.shared, "totalGlobalMem": card.free[1],
     },
     "memGetInfo": lambda: card.free,
     "streamIsCapturing": lambda stream: card.stream.captured is not None,

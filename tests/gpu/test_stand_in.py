@@ -224,3 +224,25 @@ def test_kernels_of_tinyplm_run_on_its_arrays_and_in_its_graphs(card, rng):
     x *= 2
     graph.launch(stream)
     np.testing.assert_allclose(y.get(), gelu.definition(2 * a), rtol=1e-6, atol=1e-7)
+
+
+def test_a_kernel_has_the_shared_memory_that_it_was_allowed(plain_card):
+    from tinyplm.kernels import cuda
+
+    for _ in range(2):
+        cuda.launch("gelu", "some_kernel", 1, 32, shared=60_000)
+    assert plain_card.allowed == {("gelu", "some_kernel"): 60_000}
+    with pytest.raises(AssertionError, match="49152 allowed"):
+        cuda._function("gelu", "another", 0)((1,), (32,), (), shared_mem=60_000)
+    with pytest.raises(AssertionError):
+        cuda.launch("gelu", "some_kernel", 1, 32, shared=200_000)  # more than this card has
+
+
+def test_another_card_is_told_by_what_it_says_of_itself(plain_card):
+    from tinyplm.kernels import cuda
+
+    assert cuda.card() == (80, 4, 99 * 1024)
+    plain_card.capability, plain_card.processors, plain_card.shared = 90, 132, 227 * 1024
+    cuda._card.cache_clear()
+    assert cuda.card() == (90, 132, 227 * 1024)
+    assert cuda.architecture() == "sm_90a"

@@ -33,6 +33,8 @@ INSTANCES: dict[str, tuple[str, ...]] = {
         *(f"{t} {ab} plain" for t in _PLAIN_TILES for ab in ("n n", "n t", "t n")),
         *(f"{_PLAIN_TILES[0]} {how}" for how in ("n n gelu_tanh", "n t slope")),
     ),
+    "matmul_few": ("bfloat16 n plain", "bfloat16 t plain", "float16 n gelu", "float16 t slope"),
+    "matmul_few_float32": ("1 n plain", "1 t gelu", "8 n gelu_tanh", "8 t plain"),
     "matmul_parts": ("bfloat16 plain", "float16 gelu", "float32 slope_tanh"),
 }
 """Of a file of templates, what its kernels are made for, all that are launched: {"matmul": ("float16 64",)}."""
@@ -147,6 +149,19 @@ BUDGETS: dict[str, dict[str, Budget]] = {
     },
     "matmul": _products(),
     "matmul_float32": _plain_products(),
+    "matmul_few": {
+        r"few_\w+": Budget(
+            128, blocks=2, dynamic=36_864, wanted="HMMA.16816.F32 LDSM LDG.128", unbranched=16
+        )
+    },
+    "matmul_few_float32": {
+        r"few_float32_8_n[nt]_\w+": Budget(
+            128, blocks=2, shared=49_152, wanted="FFMA LDG.128", unbranched=8
+        ),
+        r"few_float32_1_n[nt]_\w+": Budget(
+            96, blocks=2, shared=6_144, wanted="FFMA LDG.128", unbranched=8
+        ),
+    },
     "matmul_parts": {r"add_parts_\w+": Budget(64, blocks=4, wanted=VECTORS)},
     "relu": {r"relu_\w+": Budget(40, blocks=6, wanted=VECTORS)},
     "scale": {r"scale_\w+": Budget(40, blocks=6, wanted=VECTORS)},

@@ -41,6 +41,14 @@ template <class To, class From> To same_bits(From x) {
 }
 inline float __uint_as_float(unsigned x) { return same_bits<float>(x); }
 inline unsigned __float_as_uint(float x) { return same_bits<unsigned>(x); }
+inline unsigned __byte_perm(unsigned x, unsigned y, unsigned pick) {
+    const uint64_t both = uint64_t(y) << 32 | x;
+    unsigned found = 0;
+    for (int i = 0; i < 4; i++) {
+        found |= unsigned(both >> (8 * (pick >> 4 * i & 7)) & 0xff) << 8 * i;
+    }
+    return found;
+}
 inline int __popc(unsigned x) { return __builtin_popcount(x); }
 inline float half_to_float(unsigned short bits) { return float(same_bits<_Float16>(bits)); }
 inline unsigned short float_to_half(float x) { return same_bits<unsigned short>(_Float16(x)); }

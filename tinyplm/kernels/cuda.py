@@ -46,7 +46,14 @@ PARTS = (
 )
 """Files without kernels of their own: the first is put before every file, others where its first line names them."""
 TEMPLATES = (
-    *("matmul", "matmul_parts", "matmul_float32", "matmul_hopper"),
+    *(
+        "matmul",
+        "matmul_few",
+        "matmul_few_float32",
+        "matmul_parts",
+        "matmul_float32",
+        "matmul_hopper",
+    ),
     *("attention", "attention_pullback", "attention_decode"),
 )
 """Files whose kernels are made one by one, as `source` is told."""

@@ -206,6 +206,6 @@ def add_parts(problem: Problem, split: int, result: Array) -> None:
     )  # fmt: skip
 
 
-matmul_plan.add("tensor", matmul_plan.Tier(matmul_plan.tensor_plans, start))
 matmul_plan.add("few", matmul_plan.Tier(matmul_plan.few_plans, start))
+matmul_plan.add("tensor", matmul_plan.Tier(matmul_plan.tensor_plans, start))
 matmul_plan.add("plain", matmul_plan.Tier(matmul_plan.plain_plans, start))

@@ -336,38 +336,62 @@ def tensor_plans(problem: Problem, card: Card, split: int | None = None) -> Iter
             )  # fmt: skip
 
 
-# ---- few rows, by mma.sync: b is read once, and its bytes are the time
+# ---- few rows: b is read once, and its bytes are the time
 
-FEW_ROWS = 16
-"""Rows that matmul_few.cu has at most."""
-FEW_COLUMNS, FEW_SPAN, FEW_THREADS = 64, 512, 256
-"""Columns and threads of a block, and terms that it reads at once."""
-FEW_SHARED = 8 * FEW_ROWS * (FEW_COLUMNS + 8) * 4
-"""Bytes in which the sums of eight warps are added up, and before that a span of a."""
+
+class Few(NamedTuple):
+    """A kernel for few rows: of matmul_few.cu, or of matmul_few_float32.cu.
+
+    Attributes:
+        rows: at most.
+        columns: of a block.
+        loads: of 16 bytes of b that a thread has under way.
+        shared: bytes of dynamic shared memory.
+    """
+
+    rows: int
+    columns: int
+    loads: int
+    shared: int
+
+
+FEW_THREADS = 256
 LATENCY = 1e-6
-"""Seconds from asking for a span of b to having it; a guess."""
+"""Seconds from asking for a part of b to having it; a guess."""
+
+
+def few(problem: Problem) -> Few:
+    """That for so many rows, or for as many as there is one for."""
+    if problem.dtype != "float32":
+        return Few(16, 64, 16, 8 * 16 * (64 + 8) * 4)  # sums of eight warps; rows of a before that
+    rows = min(8, 1 << (problem.rows - 1).bit_length())
+    return Few(rows, 64 if problem.b_turned else 128, 8, 0)
 
 
 def few_plans(problem: Problem, card: Card, split: int | None = None) -> Iterator[Plan]:
-    """The one for few rows, where both operands are read by 16 bytes."""
-    wide = problem.dtype != "float32" and problem.copies and not problem.a_turned
-    if not wide or problem.rows > FEW_ROWS:
+    """The one for few rows, where both operands can be read by 16 bytes."""
+    kind = few(problem)
+    if problem.rows > kind.rows or problem.a_turned or not problem.copies:
         return
-    tiles = problem.batch * -(-problem.columns // FEW_COLUMNS)
+    tiles = problem.batch * -(-problem.columns // kind.columns)
+    layout = "t" if problem.b_turned else "n"
     options = splits(problem, tiles, LEAST_PART, card)
     for parts, chunk in options if split is None else [cut(problem.terms, split, LEAST_PART)]:
         last = "plain" if parts > 1 else problem.last
-        layout = "t" if problem.b_turned else "n"
+        file, kernel = f"matmul_few {problem.dtype}", f"few_{problem.dtype}"
+        if problem.dtype == "float32":
+            file, kernel = f"matmul_few_float32 {kind.rows}", f"few_float32_{kind.rows}"
         moved, again = traffic(problem, parts)
         memory = speed(card).memory
         rounds = -(-tiles * parts // (2 * card.processors))
-        reading = LATENCY * (1 + rounds * -(-chunk // FEW_SPAN))
+        size = kind.columns * (4 if problem.dtype == "float32" else 2)  # bytes of a term of b
+        waits = -(-min(chunk, problem.terms) * size // (FEW_THREADS * 16 * kind.loads))
+        reading = LATENCY * (1 + rounds * waits)
         adding = SECOND_KERNEL + again / memory if parts > 1 else 0.0
         yield Plan(
-            "few", "few", f"matmul_few {problem.dtype} {layout} {last}",
-            f"few_{problem.dtype}_n{layout}_{last}", (FEW_ROWS, FEW_COLUMNS, LEAST_PART),
-            1, FEW_THREADS, FEW_SHARED, tiles * parts, parts, chunk,
-            max(reading, moved / memory) + adding,
+            "few", "few", f"{file} {layout} {last}", f"{kernel}_n{layout}_{last}",
+            (kind.rows, kind.columns, LEAST_PART), 1, FEW_THREADS, kind.shared,
+            tiles * parts, parts, chunk, max(reading, moved / memory) + adding,
         )  # fmt: skip
 
 

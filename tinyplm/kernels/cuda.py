@@ -244,10 +244,11 @@ def _cupy_nvrtc() -> Compiler | None:
 
 
 def packaged(pattern: str) -> list[Path]:
-    """Files of NVIDIA's Python packages whose names match, by their paths."""
+    """Files of NVIDIA's Python packages whose names match, the newest by the numbers in them last."""
     spec = find_spec("nvidia")
     folders = [Path(folder) for folder in (spec.submodule_search_locations or ())] if spec else []
-    return sorted(file for folder in folders for file in folder.rglob(pattern))
+    found = {file for folder in folders for file in folder.rglob(pattern)}
+    return sorted(found, key=lambda file: ([int(n) for n in re.findall(r"\d+", file.name)], file))
 
 
 def _packaged_nvrtc() -> Compiler | None:

@@ -183,7 +183,7 @@ def compiler() -> Compiler:
     """The best one.
 
     Raises:
-        MissingExtraError: there is none.
+        MissingExtraError: there is none, or the driver is too old for what it makes.
     """
     found = next(compilers(), None)
     if found is None:
@@ -240,7 +240,7 @@ def _cupy_nvrtc() -> Compiler | None:
         finally:
             nvrtc.destroyProgram(program)
 
-    return Compiler(name, compile_text)
+    return Compiler(name, compile_text, major)
 
 
 def packaged(pattern: str) -> list[Path]:
@@ -287,7 +287,7 @@ def _packaged_nvrtc() -> Compiler | None:
         finally:
             nvrtc.nvrtcDestroyProgram(ctypes.byref(program))
 
-    return Compiler(name, compile_text, major)
+    return Compiler(name, compile_text, major.value)
 
 
 def _nvcc() -> Compiler | None:
@@ -316,7 +316,8 @@ def _nvcc() -> Compiler | None:
                 raise _refused(name, arch, log)
             return Compiled(made.read_bytes(), log)
 
-    return Compiler(name, compile_text, major.value)
+    release = re.search(r"release (\d+)", said.stdout)
+    return Compiler(name, compile_text, int(release[1]) if release else 0)
 
 
 def cubin(file: str, arch: str) -> bytes:
@@ -377,6 +378,7 @@ def usable() -> bool:
             stacklevel=2,
         )
         return False
+    compiler()
     return True
 
 

@@ -10,16 +10,17 @@ from typing import NamedTuple
 
 from machine_code import Kernel
 
-from tinyplm.kernels import cuda, matmul_plan
+from tinyplm.kernels import cuda, matmul_hopper, matmul_plan
 
 PORTABLE = ("sm_90a", "sm_80")
 """What files are compiled for."""
 
-ARCHITECTURES: dict[str, tuple[str, ...]] = {}
+ARCHITECTURES: dict[str, tuple[str, ...]] = {"matmul_hopper": ("sm_90a",)}
 """Of files that are not for both."""
 
 _TILES = [" ".join(map(str, tile[1:])) for tile in matmul_plan.TILES]
 _PLAIN_TILES = [" ".join(map(str, tile[1:])) for tile in matmul_plan.PLAIN_TILES]
+_HOPPER_TILES = [" ".join(map(str, tile)) for tile in matmul_hopper.TILES]
 INSTANCES: dict[str, tuple[str, ...]] = {
     "matmul": (
         *(f"bfloat16 {t} {ab} whole plain" for t in _TILES[:3] for ab in ("n n", "n t", "t n")),
@@ -35,6 +36,12 @@ INSTANCES: dict[str, tuple[str, ...]] = {
     ),
     "matmul_few": ("bfloat16 n plain", "bfloat16 t plain", "float16 n gelu", "float16 t slope"),
     "matmul_few_float32": ("1 n plain", "1 t gelu", "8 n gelu_tanh", "8 t plain"),
+    "matmul_hopper": (
+        *(f"bfloat16 {t} {ab} plain" for t in _HOPPER_TILES for ab in ("n n", "t n")),
+        *(f"float16 {_HOPPER_TILES[3]} {how}" for how in ("n t plain", "t t gelu")),
+        *(f"bfloat16 {_HOPPER_TILES[0]} {how}" for how in ("n t slope", "n n gelu_tanh")),
+        f"bfloat16 {_HOPPER_TILES[4]} n t slope_tanh",
+    ),
     "matmul_parts": ("bfloat16 plain", "float16 gelu", "float32 slope_tanh"),
 }
 """Of a file of templates, what its kernels are made for, all that are launched: {"matmul": ("float16 64",)}."""
@@ -117,6 +124,19 @@ def _products() -> dict[str, Budget]:
     return found
 
 
+def _hopper_products() -> dict[str, Budget]:
+    """Registers are those at the start; then groups that multiply take them from the one that brings."""
+    registers = REGISTERS // matmul_hopper.THREADS // 8 * 8
+    wanted = "UTMALDG.3D USETMAXREG WARPGROUP.ARRIVE WARPGROUP.DEPBAR STG.128"
+    return {
+        rf"product_\w+_{tile.rows}x{tile.columns}_{tile.groups}_\w+": Budget(
+            registers, matmul_hopper.THREADS, dynamic=tile.shared,
+            wanted=f"{wanted} HGMMA.64x{tile.columns}x16.F32",
+        )
+        for tile in matmul_hopper.TILES
+    }  # fmt: skip
+
+
 def _plain_products() -> dict[str, Budget]:
     found = {}
     for tile in matmul_plan.PLAIN_TILES:
@@ -149,6 +169,7 @@ BUDGETS: dict[str, dict[str, Budget]] = {
     },
     "matmul": _products(),
     "matmul_float32": _plain_products(),
+    "matmul_hopper": _hopper_products(),
     "matmul_few": {
         r"few_\w+": Budget(
             128, blocks=2, dynamic=36_864, wanted="HMMA.16816.F32 LDSM LDG.128", unbranched=16

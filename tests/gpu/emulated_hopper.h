@@ -175,17 +175,20 @@ static void nobody_goes_on(int threads) {
         arrive(box);
         return;
     }
-    std::string said;
+    std::string said, before;
     for (int i = 0; i < threads; i++) {
         char line[200] = "";
         if (!finished[i] && waiting[i].barrier) {
             const Phases *const p = reinterpret_cast<const Phases *>(waiting[i].barrier);
-            std::snprintf(line, sizeof line, "\nthread %d: parity %u of the barrier at %u, with %d of %d arrivals and %d bytes to come",
-                          i, waiting[i].parity, shared_address(p), int(p->pending), int(p->count), int(p->bytes));
+            std::snprintf(line, sizeof line, "parity %u of the barrier at %u, with %d of %d arrivals and %d bytes to come",
+                          waiting[i].parity, shared_address(p), int(p->pending), int(p->count), int(p->bytes));
         } else if (!finished[i]) {
-            std::snprintf(line, sizeof line, "\nthread %d: its block, its warp or registers", i);
+            std::snprintf(line, sizeof line, "its block, its warp or registers");
         }
-        said += line;
+        if (line != before && line[0]) { // who waits for the same is told once
+            said += "\nthread " + std::to_string(i) + ": " + line;
+        }
+        before = line;
     }
     fail("nobody can go on. Waited for:%s", said.c_str());
 }
@@ -213,43 +216,37 @@ struct Descriptor { // 64 bits as the instruction reads them
 
 struct Product {
     float *c;
-    std::vector<float> sums; // what c will be
-    std::vector<double> own; // what this product adds
+    std::vector<float> sums;            // what c will be
+    std::vector<unsigned short> values; // of both operands, when it was asked for
     Descriptor a, b;
     bool turned_a, turned_b;
-    double (*of)(unsigned, unsigned);
+
+    // What this thread has of a product of 64 x n is of rows `row` and eight on, and of columns 8 j + `column` and the next:
+    // 16 values of each, as they lie in shared memory now.
+    std::vector<unsigned short> read() const {
+        const int row = current % 128 / 32 * 16 + current % 32 / 4, column = current % 4 * 2, n = 2 * int(sums.size());
+        std::vector<unsigned short> found((2 + n / 4) * 16);
+        for (int i = 0; i < 2 + n / 4; i++) {
+            const int j = i - 2, line = i < 2 ? row + 8 * i : j / 2 * 8 + column + j % 2;
+            for (int k = 0; k < 16; k++) {
+                const unsigned at = i < 2 ? a.place(turned_a, line, k) : b.place(turned_b, line, k);
+                std::memcpy(&found[i * 16 + k], shared_byte(at), 2);
+            }
+        }
+        return found;
+    }
 };
 typedef std::vector<Product> Series;
 static Series open_series[MOST];
 static std::vector<Series> series[MOST];
 static bool fenced[MOST];
 
-template <class T> double times(unsigned a, unsigned b) {
-    unsigned short x, y;
-    std::memcpy(&x, shared_byte(a), 2);
-    std::memcpy(&y, shared_byte(b), 2);
-    return double(lower(x, static_cast<T *>(nullptr))) * lower(y, static_cast<T *>(nullptr));
-}
-// What this thread has of a product of 64 x n, from what lies in shared memory now.
-inline std::vector<double> products(const Product &p, int n) {
-    std::vector<double> found(n / 2);
-    const int row = current % 128 / 32 * 16 + current % 32 / 4, column = current % 4 * 2;
-    for (int i = 0; i < n / 2; i++) {
-        const int r = row + i / 2 % 2 * 8, c = column + i / 4 * 8 + i % 2;
-        for (int k = 0; k < 16; k++) {
-            found[i] += p.of(p.a.place(p.turned_a, r, k), p.b.place(p.turned_b, c, k));
-        }
-    }
-    return found;
-}
-inline bool same(const void *a, const void *b, size_t size) { return std::memcmp(a, b, size) == 0; }
-
 template <bool TURNED_A, bool TURNED_B, int HALF, class T>
 void group_multiply_add(float (&c)[HALF], uint64_t a, uint64_t b, bool add, T) {
     if (!fenced[current]) {
         fail("a product without products_begin since the last wait or series");
     }
-    Product p = {c, std::vector<float>(HALF), {}, a, b, TURNED_A, TURNED_B, times<T>};
+    Product p = {c, std::vector<float>(HALF), {}, a, b, TURNED_A, TURNED_B};
     const float *before = c;
     for (const Series &s : series[current]) {
         for (const Product &q : s) {
@@ -259,9 +256,16 @@ void group_multiply_add(float (&c)[HALF], uint64_t a, uint64_t b, bool add, T) {
     for (const Product &q : open_series[current]) {
         before = q.c == c ? q.sums.data() : before;
     }
-    p.own = products(p, 2 * HALF);
+    p.values = p.read();
+    std::vector<double> wide(p.values.size());
+    std::transform(p.values.begin(), p.values.end(), wide.begin(),
+                   [](unsigned short x) { return lower(x, static_cast<T *>(nullptr)); });
     for (int i = 0; i < HALF; i++) {
-        p.sums[i] = float((add ? before[i] : 0.0) + p.own[i]);
+        double sum = add ? before[i] : 0;
+        for (int k = 0; k < 16; k++) {
+            sum += wide[i / 2 % 2 * 16 + k] * wide[(2 + i / 4 * 2 + i % 2) * 16 + k];
+        }
+        p.sums[i] = float(sum);
     }
     std::memset(c, 0xff, sizeof c);
     open_series[current].push_back(std::move(p));
@@ -280,8 +284,7 @@ template <int UNDER_WAY> void products_wait() {
     auto &mine = series[current];
     while (mine.size() > UNDER_WAY) {
         for (const Product &p : mine.front()) {
-            const auto now = products(p, int(2 * p.sums.size()));
-            if (!same(now.data(), p.own.data(), now.size() * sizeof(double))) {
+            if (p.read() != p.values) {
                 fail("an operand changed before the product of it had ended");
             }
             for (size_t i = 0; i < p.sums.size(); i++) {

@@ -55,37 +55,33 @@ __device__ inline void bring(unsigned char *to, const TensorMap *map, u64 *full,
 __device__ inline int of_table(int r, int c) { return r * 32 + (c ^ (2 * (r % 4) + r % 2)) * 4; }
 const int EIGHT = 8 * 32, TABLE = 16 * 32;
 
-// The sums of a group, 64 rows of a tile, pass through a table of each warp's own, so that a lane has runs of a row.
-template <class T, class Last, int COLUMNS, bool ROOM>
-__device__ inline void finish_group(const float (&c)[COLUMNS / 2], float *table, const Result &r, const Place &at, int row,
-                                    u32 batch) {
-    const int lane = threadIdx.x % 32, to = of_table(lane / 4, lane % 4 / 2) + lane % 2 * 2;
-    const int from = of_table(lane / 4, lane % 4 * 2);
-    row += threadIdx.x % 128 / 32 * 16 + lane / 4;
-    const int first = at.column + lane % 4 * RUN;
-    const bool asks = ROOM && r.other && r.vectors && !r.parts; // for runs of it, before the sums go through the table
-    const T *const other = static_cast<const T *>(r.other) + (i64(at.matrix) * r.rows + row) * r.columns + first;
-    const auto ask = [&](int j, uint4 &one, uint4 &next) {
-        const bool present = first + 32 * j < r.columns;
-        one = load_16_bytes_if(present && row < r.rows, other + 32 * j);
-        next = load_16_bytes_if(present && row + 8 < r.rows, other + 8 * i64(r.columns) + 32 * j);
+// The sums of a group, 64 OWN rows of a tile, pass through a table of each warp's own, 32 columns at a time, so that a lane
+// has runs of a row.
+template <class T, class Last, int OWN, int COLUMNS>
+__device__ inline void finish_tile(const float (&c)[OWN][COLUMNS / 2], float *table, const Result &r, const Place &at,
+                                   int first_row, u32 batch) {
+    const int WIDE = COLUMNS / 32, lane = threadIdx.x % 32;
+    const int to = of_table(lane / 4, lane % 4 / 2) + lane % 2 * 2, from = of_table(lane / 4, lane % 4 * 2);
+    first_row += threadIdx.x % 128 / 32 * 16 + lane / 4;
+    const auto row_of = [&](int j) { return first_row + j / WIDE * 64; };
+    const auto column_of = [&](int j) { return at.column + j % WIDE * 32 + lane % 4 * RUN; };
+    // Where there are registers for it, runs of `other` are asked for while the sums before them are finished.
+    const bool asks = OWN * COLUMNS <= 256 && r.other && r.vectors && !r.parts;
+    const auto ask = [&](int j, int down) {
+        const int row = row_of(j) + down, column = column_of(j);
+        const T *const run = static_cast<const T *>(r.other) + (i64(at.matrix) * r.rows + row) * r.columns + column;
+        return load_16_bytes_if(asks && j < OWN * WIDE && row < r.rows && column < r.columns, run);
     };
-    uint4 one = {}, next = {};
-    if (asks) {
-        ask(0, one, next);
-    }
+    uint4 one = ask(0, 0), next = ask(0, 8);
 #pragma unroll 1
-    for (int j = 0; j < COLUMNS / 32 && at.column + 32 * j < r.columns; j++) {
-        uint4 later = {}, last = {};
-        if (asks && j + 1 < COLUMNS / 32) {
-            ask(j + 1, later, last);
-        }
+    for (int j = 0; j < OWN * WIDE; j++) {
+        const uint4 later = ask(j + 1, 0), last = ask(j + 1, 8);
 #pragma unroll
-        for (int k = 0; k < COLUMNS / 32; k++) { // registers have no numbers at run time
+        for (int k = 0; k < OWN * WIDE; k++) { // registers have no numbers at run time
             if (j == k) {
 #pragma unroll
                 for (int i = 0; i < 8; i++) {
-                    const float *const two = c + 16 * k + i / 2 * 4 + i % 2 * 2;
+                    const float *const two = c[k / WIDE] + k % WIDE * 16 + i / 2 * 4 + i % 2 * 2;
                     const uint2 w = {__float_as_uint(two[0]), __float_as_uint(two[1])};
                     *reinterpret_cast<uint2 *>(table + (to ^ i / 2 * 8) + i % 2 * EIGHT) = w;
                 }
@@ -93,7 +89,11 @@ __device__ inline void finish_group(const float (&c)[COLUMNS / 2], float *table,
         }
         __syncwarp();
 #pragma unroll 1
-        for (int half = 0; half < 2 && row + 8 * half < r.rows && first + 32 * j < r.columns; half++) {
+        for (int half = 0; half < 2; half++) {
+            const int row = row_of(j) + 8 * half, column = column_of(j);
+            if (row >= r.rows || column >= r.columns) {
+                break;
+            }
             float x[RUN], four[4];
 #pragma unroll
             for (int i = 0; i < RUN; i += 4) {
@@ -104,9 +104,9 @@ __device__ inline void finish_group(const float (&c)[COLUMNS / 2], float *table,
                 x[i + 3] = four[3];
             }
             if (r.parts) {
-                keep_part(r, row + 8 * half, first + 32 * j, i64(at.part) * batch + at.matrix, x);
+                keep_part(r, row, column, i64(at.part) * batch + at.matrix, x);
             } else {
-                finish<T, Last>(r, row + 8 * half, first + 32 * j, at.matrix, x, asks, one);
+                finish<T, Last>(r, row, column, at.matrix, x, asks, one);
             }
             one = next;
         }
@@ -223,8 +223,8 @@ __device__ inline void product(const TensorMap *a, const TensorMap *b, const Res
 #pragma unroll
             for (int i = 0; i < OWN; i++) {
                 settled(c[i]);
-                finish_group<T, Last, COLUMNS, OWN * COLUMNS / 2 <= 128>(c[i], table, result, at, at.row + first_row + 64 * i, w.batch);
             }
+            finish_tile<T, Last, OWN, COLUMNS>(c, table, result, at, at.row + first_row, w.batch);
             if (BY_TURNS) {
                 leave(number + gridDim.x);
             }

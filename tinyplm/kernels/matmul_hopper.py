@@ -32,9 +32,6 @@ TABLES = GROUPS * 4 * 16 * 32 * 4
 SLACK = 1024
 """Bytes, so that stages can begin at a multiple of as many."""
 
-MOST_SUMS = 128
-"""Of a thread, where they are bent at the end; more leave no registers for that."""
-
 
 class Tile(NamedTuple):
     """A tile of matmul_hopper.cu.
@@ -90,6 +87,9 @@ from rates published for an H100 with such tiles: nobody has measured these kern
 ENDINGS = {"plain": 18.0, "gelu": 60.0, "gelu_tanh": 35.0, "slope": 70.0, "slope_tanh": 50.0}
 """Clocks from the last product to the last store, for each sum of a thread. Guesses, from counts of instructions."""
 
+MOST_SUMS = 128
+"""Of a thread, whose registers also hold what a result is multiplied by."""
+
 FILL = 1500.0
 """Clocks from a block's first instruction to its first product; a guess."""
 
@@ -109,7 +109,7 @@ def plans(problem: Problem, card: Card, split: int | None = None) -> Iterator[Pl
         options = [matmul_plan.cut(problem.terms, split or 1, STEP)]
         for parts, chunk in options if split else matmul_plan.splits(problem, tiles, STEP, card):
             last = "plain" if parts > 1 else problem.last
-            if last != "plain" and tile.sums > MOST_SUMS:
+            if tile.sums > MOST_SUMS and last.startswith("slope"):
                 continue
             yield Plan(
                 "hopper", tile.name,

@@ -3,6 +3,7 @@
 import contextlib
 import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import emulator as emulation
 import machine_code as codes
@@ -12,6 +13,7 @@ import stand_in
 from tinyplm.errors import MissingExtraError
 from tinyplm.kernels import cuda
 
+HERE = Path(__file__).parent
 SECONDS = pytest.StashKey[dict]()
 """What compiling took, by file and architecture."""
 
@@ -42,6 +44,41 @@ def built(kept):
     return emulation.Emulator(kept)
 
 
+def pytest_collection_modifyitems(items):
+    """Tests that wait for a compiler come behind the others of this folder, which run meanwhile."""
+    places = [i for i, item in enumerate(items) if item.path.parent == HERE]
+    here = sorted((items[i] for i in places), key=lambda item: "machine_code" in item.fixturenames)
+    for i, item in zip(places, here, strict=True):
+        items[i] = item
+
+
+@pytest.fixture(scope="session", autouse=True)
+def compiling(request, kept):
+    """Compiles what the tests of this run will ask for, two files at a time, from the first test of this folder on.
+
+    Texts and the compiler are those of now: tests put others in their place for a while.
+    """
+    wanted = [item for item in request.session.items if "machine_code" in item.fixturenames]
+    try:
+        by = cuda.compiler() if wanted else None
+    except MissingExtraError as error:
+        yield str(error)
+        return
+    pool, jobs = ThreadPoolExecutor(2), {}
+
+    def job(file, arch):
+        if (file, arch) not in jobs:
+            text = cuda.source(file)
+            jobs[file, arch] = pool.submit(codes.compile_file, file, text, arch, kept, by)
+        return jobs[file, arch]
+
+    for item in wanted:
+        if hasattr(item, "callspec") and {"file", "arch"} <= set(item.callspec.params):
+            job(item.callspec.params["file"], item.callspec.params["arch"])
+    yield job
+    pool.shutdown(cancel_futures=True)
+
+
 @pytest.fixture(scope="session")
 def compiler():
     """The compiler for device code."""
@@ -52,27 +89,18 @@ def compiler():
 
 
 @pytest.fixture(scope="session")
-def machine_code(request, compiler, kept):
-    """What became of a file for an architecture; two are compiled at a time."""
+def machine_code(request, compiling):
+    """What became of a file for an architecture."""
+    if isinstance(compiling, str):
+        pytest.skip(compiling)
     seconds = request.config.stash.setdefault(SECONDS, {})
-    pool, jobs = ThreadPoolExecutor(2), {}
-
-    def submit(file, arch):
-        if (file, arch) not in jobs:
-            jobs[file, arch] = pool.submit(codes.compile_file, file, arch, kept, compiler)
 
     def find(file, arch):
-        submit(file, arch)
-        found = jobs[file, arch].result()
+        found = compiling(file, arch).result()
         seconds[file, arch] = found.seconds
         return found
 
-    for item in request.session.items:  # so that the next is under way while one is looked at
-        asked = item.callspec.params if hasattr(item, "callspec") else {}
-        if "machine_code" in item.fixturenames and {"file", "arch"} <= set(asked):
-            submit(asked["file"], asked["arch"])
-    yield find
-    pool.shutdown(cancel_futures=True)
+    return find
 
 
 def pytest_terminal_summary(terminalreporter, config):

@@ -79,9 +79,8 @@ def disassembler() -> str | None:
     return str(found[-1]) if found else shutil.which("nvdisasm")
 
 
-def compile_file(file: str, arch: str, kept_in: Path, by: cuda.Compiler | None = None) -> File:
-    """Compile a file, or take what a folder keeps of the same text and compiler."""
-    by, text = by or cuda.compiler(), cuda.source(file)
+def compile_file(file: str, text: str, arch: str, kept_in: Path, by: cuda.Compiler) -> File:
+    """Compile the text of a file, or take what a folder keeps of the same text and compiler."""
     digest = hashlib.sha256("\n".join((by.name, arch, *cuda._options(arch), text)).encode())
     code, said = (
         kept_in / f"{file}-{arch}-{digest.hexdigest()[:24]}.{e}" for e in ("cubin", "log")

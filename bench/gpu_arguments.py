@@ -131,6 +131,10 @@ ARGUMENTS: dict[str, Make] = {
     "adamw_update": _adamw,
     "linear_forward": _mapped,
     "linear_gelu_forward": lambda g, R, C, kind: (*_mapped(g, R, C, kind), False),
+    "product_gelu_pullback": lambda g, R, C, kind: (
+        *(g.normal((R, 192), kind), g.normal((192, C), kind, 192**-0.5), g.normal((R, C), kind)),
+        False,
+    ),
     "linear_residual_forward": lambda g, R, C, kind: (
         *_mapped(g, R, C, kind),
         g.normal((R, C), kind),

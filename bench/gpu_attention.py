@@ -348,7 +348,7 @@ def _rule(s: Shape, bias: Any, lengths: Any) -> dict[str, Any]:
     if s.kind == "window":
         return {"seen": lambda b, h, t, key: (key <= t) & (t - key < WINDOW)}
     if s.kind == "padding":
-        real = torch.as_tensor(lengths, device="cuda")
+        real = torch.as_tensor(lengths, device=gpu_peers.DEVICE)
         return {"seen": lambda b, h, t, key: key < real[b]}
     table, T = gpu_peers.tensor(bias), s.T
     return {"score": lambda score, b, h, t, key: score + table[h, key - t + T - 1]}

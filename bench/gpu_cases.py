@@ -4,12 +4,16 @@ A case says before it runs what it must take: its operations over the best produ
 rate; the larger time is the floor. `predicted` is what the design expected before anybody had measured anything.
 """
 
+import importlib
 import math
+import pkgutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+
+import tinyplm.kernels
 
 from . import gpu_timing
 from .gpu_questions import device
@@ -18,6 +22,8 @@ from .gpu_worker import Record, State, said
 
 PRODUCT_RATE, COPY_RATE = 790e12, 4.3e12
 """Operations of the best bfloat16 product and bytes of a copy per second that predictions stand on."""
+SINGLE_RATE = 50e12
+"""The same of float32 products."""
 CACHED = 180 << 20
 """Bytes of all input sets together: three times the cache of an H200."""
 MOST_SETS = 64
@@ -25,6 +31,9 @@ BLOCK = (1 << 24) - 3
 """Random values that arrays are filled with, from a place of its own each; no multiple of any row."""
 LIMITS = {"bfloat16": 3e-3, "float16": 5e-4, "float32": 1e-5}
 """Largest relative errors (Frobenius norms), by what a result is stored as; one rounding is half of it or less."""
+
+BETWEEN = {"layer_norm_forward", "rms_norm_forward", "linear_cross_entropy"}
+"""Kernels that compute float32 results of what they have stored in half precision."""
 
 COMPILED = {"compiled", "flex"}
 """Variants of peers that take long to compile."""
@@ -78,7 +87,8 @@ class Case:
         limit: seconds after which it is lost.
         quick: part of a quick run.
         compiles: peers compile much for it, which can be done before.
-        function: that a process of the card calls with its name.
+        function: that a process of the card calls with its name, to time it.
+        warming: the same, to let peers compile.
         files: of device code that it launches beside those of `cuda.FILES`.
     """
 
@@ -97,6 +107,7 @@ class Case:
     quick: bool = False
     compiles: bool = False
     function: str = "bench.gpu_cases:timed"
+    warming: str = "bench.gpu_cases:warmed"
     files: Callable[[], list[str]] = list
 
     @property
@@ -104,9 +115,10 @@ class Case:
         """Of its own."""
         return f"{self.what} {self.shapes} {self.dtype}"
 
-    def floor(self, product: float = PRODUCT_RATE, copy: float = COPY_RATE) -> float:
-        """Seconds that it takes at least, at these rates."""
-        return max(self.flops / product, self.moved / copy)
+    def floor(self) -> float:
+        """Seconds that it takes at least, at the rates that predictions stand on."""
+        rate = SINGLE_RATE if self.dtype == "float32" else PRODUCT_RATE
+        return max(self.flops / rate, self.moved / COPY_RATE)
 
     def about(self) -> Record:
         """For its records."""
@@ -176,11 +188,18 @@ class Ground:
         self.xp.get_default_memory_pool().free_all_blocks()
 
 
+def every_kernel() -> None:
+    """Have all kernels and variants registered."""
+    for module in pkgutil.iter_modules(tinyplm.kernels.__path__):
+        importlib.import_module(f"tinyplm.kernels.{module.name}")
+
+
 def ground_of(state: State) -> Ground:
     """That of the process."""
     if "ground" not in state.kept:
         from . import gpu_peers
 
+        every_kernel()
         xp, settings = device(state), state.settings
         rng = np.random.default_rng(settings.get("seed"))
         peers = gpu_peers.found() if settings.get("peers", True) else ()
@@ -190,10 +209,10 @@ def ground_of(state: State) -> Ground:
 
 def cases(settings: dict[str, Any]) -> list[Case]:
     """All that is to be timed with these settings, the most important first."""
-    from . import gpu_attention, gpu_matmul, gpu_memory
+    from . import gpu_attention, gpu_matmul, gpu_memory, gpu_steps
 
     found: list[Case] = []
-    for family in (gpu_matmul, gpu_attention, gpu_memory):
+    for family in (gpu_matmul, gpu_attention, gpu_steps, gpu_memory):
         found += family.cases(settings)
     wanted = settings.get("kernels") or []
     if wanted:
@@ -284,6 +303,12 @@ def relative(xp: Any, found: Any, exact: Any) -> float:
     off = found.astype(np.float64) - exact
     size = float((exact * exact).sum())
     return math.sqrt(float((off * off).sum()) / size) if size else float(abs(off).max())
+
+
+def allowed(kernel: str, result: str, given: str) -> float:
+    """Relative error of a kernel's result that is stored so, of what is given so."""
+    limit = LIMITS.get(result, LIMITS["float32"])
+    return max(limit, LIMITS.get(given, 0.0)) if kernel in BETWEEN else limit
 
 
 def all_finite(xp: Any, array: Any) -> bool:

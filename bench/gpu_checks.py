@@ -5,25 +5,32 @@ sees them; whole numbers have to come out of a product exactly; each call is mad
 """
 
 import contextlib
-import importlib
 import math
-import pkgutil
 from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 
-import tinyplm.kernels
 from tinyplm.kernels import cuda
 from tinyplm.kernels.attention import Rules, attention_forward, attention_pullback
 from tinyplm.kernels.registry import KERNELS, Kernel, Variant
 
 from .gpu_arguments import ARGUMENTS
-from .gpu_cases import LIMITS, Ground, dtype_of, ground_of, is_array, relative
+from .gpu_cases import (
+    LIMITS,
+    Ground,
+    allowed,
+    dtype_of,
+    every_kernel,
+    ground_of,
+    is_array,
+    relative,
+)
 from .gpu_worker import Record, State, said
 
 ROWS = ((3, 7), (64, 768), (301, 517), (7, 4096), (3, 8200))
 PRODUCTS = ((1, 1, 1), (7, 33, 65), (128, 136, 64), (300, 517, 129), (257, 136, 1024))
+LAYOUTS = ("nn", "nt", "tn", "tt")
 HEADS = ((1, 64, 64), (7, 65, 16), (65, 65, 40), (127, 127, 64), (200, 300, 80), (512, 512, 64))
 """Queries, keys, width of a head."""
 WIDE_HEADS = ((130, 130, 96), (129, 129, 128), (100, 100, 256))
@@ -43,8 +50,7 @@ FACES = ("plain", "causal", "window", "padding", "bias", "dense bias", "dropout"
 
 def variants(settings: dict[str, Any]) -> list[tuple[str, str]]:
     """Every kernel with every variant for the card, the readable ones last; one kernel that has none is left out."""
-    for module in pkgutil.iter_modules(tinyplm.kernels.__path__):
-        importlib.import_module(f"tinyplm.kernels.{module.name}")
+    every_kernel()
     found = [
         (kernel.name, variant.name)
         for kernel in KERNELS.values()
@@ -208,16 +214,15 @@ def _rows(ground: Ground, kernel: Kernel, one: Variant, quick: bool) -> Iterator
                 yield about | {"fine": False, "said": said_so}
                 continue
             errors = [relative(np, f, e) for f, e in zip(found, exact, strict=True)]
-            limits = [allowed(kernel.name, f.dtype.name) for f in found]
+            limits = [_allowed(kernel.name, f.dtype.name, dtype) for f in found]
             same = [f.tobytes() for f in found] == [a.tobytes() for a in again]
             yield _judged(about, errors, limits, same, whole)
 
 
-def allowed(kernel: str, dtype: str) -> float:
-    """Relative error of a result that is stored so."""
-    if kernel in SUMS and dtype in ("float32", "float64"):
+def _allowed(kernel: str, result: str, given: str) -> float:
+    if kernel in SUMS and result in ("float32", "float64"):
         return OF_SUMS
-    return LIMITS.get(dtype, LIMITS["float32"])
+    return allowed(kernel, result, given)
 
 
 def _products(ground: Ground, kernel: Kernel, one: Variant, quick: bool) -> Iterator[Record]:
@@ -225,7 +230,7 @@ def _products(ground: Ground, kernel: Kernel, one: Variant, quick: bool) -> Iter
     sizes = (*PRODUCTS[1:4], (64, 72, EXACT_TERMS)) if not quick else PRODUCTS[3:4]
     for dtype in _types(one, quick):
         for M, N, K in sizes:
-            for layout in ("nn", "nt", "tn", "tt"):
+            for layout in LAYOUTS:
                 for whole_numbers in (False, True):
                     shapes = f"{M}x{N}x{K} {layout}" + (" whole" if whole_numbers else "")
                     about = {

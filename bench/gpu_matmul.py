@@ -10,7 +10,17 @@ import numpy as np
 from tinyplm.kernels import matmul
 from tinyplm.kernels.registry import Kernel
 
-from .gpu_cases import COPY_RATE, LIMITS, Case, Ground, Seconds, Work, all_finite, relative
+from .gpu_cases import (
+    COPY_RATE,
+    LIMITS,
+    Case,
+    Ground,
+    Seconds,
+    Work,
+    all_finite,
+    is_array,
+    relative,
+)
 from .gpu_timing import Way
 
 TOKENS, WIDTH, VOCABULARY = 12_288, 768, 50_304
@@ -135,11 +145,9 @@ def ours(
     ground: Ground, kernel: Kernel, given: tuple[Any, ...], run: Callable[[Any, int], Any]
 ) -> Iterator[Way]:
     """Each variant for the card that takes these arguments, the readable ones too; the definition if there is none."""
-    import tinyplm.kernels.numba_cuda  # noqa: F401 - which registers them
-
-    count = 0
-    for variant in kernel.variants:
-        if variant.library == "cupy" and variant.when(*given) and variant.function is not None:
+    count, library = 0, ground.xp.__name__
+    for variant in kernel.variants if library == "cupy" else ():
+        if variant.library == library and variant.when(*given) and variant.function is not None:
             function, count = variant.function, count + 1
             first = kernel if count == 1 and not variant.by_name else function
             yield Way("ours", variant.name, partial(run, first), graph=ground.graph)
@@ -245,8 +253,8 @@ def _build_fused(name: str, N: int, K: int, ground: Ground) -> Work:
         ways += gpu_peers.eager_and_compiled(ground.xp, _TORCH[name], sets)
     rows = ground.rng.integers(0, TOKENS, 256)
     wide = tuple(
-        (a[ground.xp.asarray(rows)] if a.shape[:1] == (TOKENS,) else a).astype(np.float64)
-        if hasattr(a, "dtype")
+        (a[ground.xp.asarray(rows)] if a.ndim == 2 and len(a) == TOKENS else a).astype(np.float64)
+        if is_array(a)
         else a
         for a in sets[0]
     )

@@ -11,7 +11,7 @@ import numpy as np
 from tinyplm.kernels.registry import KERNELS
 
 from .gpu_arguments import ARGUMENTS
-from .gpu_cases import LIMITS, Case, Ground, Work, all_finite, is_array, relative
+from .gpu_cases import LIMITS, Case, Ground, Work, all_finite, allowed, is_array, relative
 from .gpu_matmul import ours
 from .gpu_timing import Way
 
@@ -148,7 +148,7 @@ def work(ground: Ground, name: str, sets: list[tuple[Any, ...]], exact: list[Any
         from . import gpu_peers
 
         ways += gpu_peers.eager_and_compiled(ground.xp, _TORCH[name], sets)
-    return Work(ways, partial(_error, ground.xp, exact))
+    return Work(ways, partial(_error, ground.xp, name, exact))
 
 
 def _made(function: Any, given: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -170,14 +170,14 @@ def _exactly(ground: Ground, kernel: Any, given: tuple[Any, ...]) -> list[Any] |
     return list(made) if isinstance(made, tuple) else [made]
 
 
-def _error(xp: Any, exact: list[Any] | None, results: tuple[Any, ...]) -> float:
+def _error(xp: Any, name: str, exact: list[Any] | None, results: tuple[Any, ...]) -> float:
     arrays = [a for a in results if is_array(a) and a.ndim]
     if not all(all_finite(xp, a) for a in arrays):
         return math.nan
     if exact is None:
         return 0.0
     return max(
-        relative(xp, found, right) / LIMITS.get(found.dtype.name, LIMITS["float32"])
+        relative(xp, found, right) / allowed(name, found.dtype.name, "bfloat16")
         for found, right in zip(results, exact, strict=False)
     )
 
@@ -247,11 +247,9 @@ def _norm(ground: Ground) -> Work:
 def _optimizer(ground: Ground) -> Work:
     """All of GPT-2's parameters in bfloat16 with masters, by the optimizer; PyTorch's fused one on float32."""
     from tinyplm import Tensor
-    from tinyplm.models.gpt2 import Gpt2, Gpt2Config
     from tinyplm.optim import AdamW
 
-    model = Gpt2(Gpt2Config(vocab_size=VOCABULARY), rng=None)
-    shapes = {name: p.shape for name, p in model.named_parameters().items()}
+    shapes = _shapes()
     parameters = {}
     for name, shape in shapes.items():
         p = Tensor(ground.normal(shape, "bfloat16", 0.02), requires_grad=True)
@@ -266,7 +264,15 @@ def _optimizer(ground: Ground) -> Work:
     ways = [Way("ours", "AdamW, masters", run)]
     if "torch" in ground.peers:
         ways.append(_torch_optimizer(ground, list(shapes.values())))
-    return Work(ways, partial(_error, ground.xp, None))
+    return Work(ways, partial(_error, ground.xp, "adamw_update", None))
+
+
+def _shapes() -> dict[str, tuple[int, ...]]:
+    """Of GPT-2's parameters."""
+    from tinyplm.models.gpt2 import Gpt2, Gpt2Config
+
+    model = Gpt2(Gpt2Config(vocab_size=VOCABULARY), rng=None)
+    return {name: p.shape for name, p in model.named_parameters().items()}
 
 
 def _torch_optimizer(ground: Ground, shapes: list[tuple[int, ...]]) -> Way:

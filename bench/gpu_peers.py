@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from .gpu_cases import dtype_of, is_array
 from .gpu_timing import Way
 
 BACKENDS = {
@@ -21,6 +22,9 @@ BACKENDS = {
     "math": "MATH",
 }
 """PyTorch's for attention, by our names."""
+
+DEVICE = "cuda"
+"""PyTorch's name of where all this is."""
 
 Run = Callable[[int], Any]
 
@@ -56,8 +60,6 @@ def array_of(xp: Any, made: Any) -> Any:
 
     made = made.detach()
     if made.dtype == torch.bfloat16:
-        from .gpu_cases import dtype_of
-
         return xp.from_dlpack(made.contiguous().view(torch.int16)).view(dtype_of("bfloat16"))
     return xp.from_dlpack(made)
 
@@ -107,10 +109,7 @@ def eager_and_compiled(
     """A function of tensors as it is written, and compiled."""
     import torch
 
-    given = [
-        tuple(tensor(a) if hasattr(a, "dtype") and hasattr(a, "data") else a for a in s)
-        for s in sets
-    ]
+    given = [tuple(tensor(a) if is_array(a) else a for a in s) for s in sets]
     for variant, one in ((name, function), ("compiled", compiled(function))):
 
         def run(i: int, one: Any = one) -> Any:
@@ -205,7 +204,7 @@ def flex(
     q, k = given[0][:2]
     blocks = None
     if seen is not None:
-        blocks = create_block_mask(seen, q.shape[0], None, q.shape[2], k.shape[2], device="cuda")
+        blocks = create_block_mask(seen, q.shape[0], None, q.shape[2], k.shape[2], device=DEVICE)
     one = torch.compile(flex_attention, dynamic=False)
 
     def attend(q: Any, k: Any, v: Any) -> Any:
@@ -267,8 +266,6 @@ def _of_jax(array: Any) -> Any:
 
 
 def _from_jax(xp: Any, made: Any) -> Any:
-    from .gpu_cases import dtype_of
-
     return xp.asarray(np.asarray(made).view(dtype_of(str(made.dtype))))
 
 

@@ -41,7 +41,10 @@ def tasks(section: str, settings: dict[str, Any], found: Record) -> list[Task]:
             for name, variant in gpu_checks.variants(settings)
         ]
     return [
-        Task("times", c.name, c.function, (c.name,), c.seconds, c.limit, c.priority)
+        Task(
+            "steps" if c.family == "steps" else "times",
+            *(c.name, c.function, (c.name,), c.seconds, c.limit),
+        )
         for c in cases(settings)
     ]
 
@@ -59,7 +62,7 @@ def warm(settings: dict[str, Any]) -> list[Task]:
     if not settings.get("peers", True):
         return []
     return [
-        Task("warm", f"warm {c.name}", "bench.gpu_cases:warmed", (c.name,), 20, 150)
+        Task("warm", f"warm {c.name}", c.warming, (c.name,), 20, 150)
         for c in cases(settings)
         if c.compiles
     ]

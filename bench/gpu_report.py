@@ -8,7 +8,7 @@ import json
 from collections.abc import Iterable
 from pathlib import Path
 
-from .gpu_cases import COPY_RATE, PRODUCT_RATE
+from .gpu_cases import COPY_RATE, PRODUCT_RATE, SINGLE_RATE
 from .gpu_worker import Record
 
 TITLE = (
@@ -40,10 +40,14 @@ class Report:
         """The records of a section."""
         return [r for r in self.records if r.get("section") == section]
 
-    def ceilings(self) -> tuple[float, float]:
-        """Operations and bytes per second that this run measured; those that predictions stand on, where it did not."""
-        found = {r["ceiling"]: r["rate"] for r in self.of("ceilings") if "rate" in r}
-        return found.get("product bfloat16", PRODUCT_RATE), found.get("copy", COPY_RATE)
+    def floor(self, r: Record) -> float:
+        """Seconds that it takes at least, at what this run measured; at what predictions stand on, where it did not."""
+        found = {c["ceiling"]: c["rate"] for c in self.of("ceilings") if "rate" in c}
+        products = [rate for name, rate in found.items() if name.startswith("product bfloat16")]
+        rate = max(products, default=PRODUCT_RATE)
+        if r["dtype"] == "float32":
+            rate = found.get("product float32", SINGLE_RATE)
+        return max(r["flops"] / rate, r["moved"] / found.get("copy", COPY_RATE))
 
 
 def table(report: Report) -> str:
@@ -54,10 +58,10 @@ def table(report: Report) -> str:
     lines += ["", *_compiled(report.of("compile"))]
     times = report.of("times")
     if times:
-        lines += ["", TITLE, *_times(times, *report.ceilings())]
+        lines += ["", TITLE, *_times(times, report)]
     steps = report.of("steps")
     if steps:
-        lines += ["", f"{'training steps':<{WIDTH}}{'ours':>22}  others", *_steps(steps)]
+        lines += ["", "training steps, tokens a second", *_steps(steps)]
     lines += _failures(report.records)
     if left := report.of("left out"):
         lines += ["", "left out for want of time: " + "; ".join(r["name"] for r in left)]
@@ -113,15 +117,15 @@ def _compiled(records: list[Record]) -> list[str]:
     return [line + (f"; registers spilled in {', '.join(spilled)}" if spilled else "")]
 
 
-def _times(records: list[Record], product: float, copy: float) -> list[str]:
+def _times(records: list[Record], report: Report) -> list[str]:
     groups: dict[str, list[Record]] = {}
     for r in records:
         if "what" in r:
             groups.setdefault(f"{r['what']} {r['shapes']} {short(r['dtype'])}", []).append(r)
-    return [_line(name, group, product, copy) for name, group in groups.items()]
+    return [_line(name, group, report) for name, group in groups.items()]
 
 
-def _line(name: str, group: list[Record], product: float, copy: float) -> str:
+def _line(name: str, group: list[Record], report: Report) -> str:
     timed = [r for r in group if "median" in r]
     ours = min((r for r in timed if r["library"] == "ours"), key=_median, default=None)
     peers = sorted((r for r in timed if r["library"] != "ours"), key=_median)
@@ -133,7 +137,7 @@ def _line(name: str, group: list[Record], product: float, copy: float) -> str:
     if ours is None:
         reason = "WRONG" if any("wrong" in r for r in group) else "failed"
         return f"{name:<{WIDTH}}{reason:>10} {'':>17} {'':>10} {'':>6} {'':>15}  {peer}"
-    floor = max(ours["flops"] / product, ours["moved"] / copy)
+    floor = report.floor(ours)
     spread = f"{micro(ours['low'])}-{micro(ours['high'])}"
     return (
         f"{name:<{WIDTH}}{micro(ours['median']):>10} {spread:>17} {rate(ours):>10}"
@@ -148,19 +152,17 @@ def _median(r: Record) -> float:
 def _steps(records: list[Record]) -> list[str]:
     groups: dict[str, list[Record]] = {}
     for r in records:
-        if "what" in r:
-            groups.setdefault(r["what"], []).append(r)
+        groups.setdefault(r.get("shapes", r["name"]), []).append(r)
     lines = []
     for name, group in groups.items():
-        timed = [r for r in group if "tokens_per_second" in r]
-        shown = [f"{r['library']} {r['variant']} {_tokens(r)}" for r in timed]
-        lines.append(f"{name:<{WIDTH}}" + ("; ".join(shown) or "failed"))
+        shown = [
+            f"{r['library']} {r['variant']} {r['tokens_per_second'] / 1e3:,.0f} k ({r['median'] * 1e3:.2f} ms)"
+            for r in group
+            if "tokens_per_second" in r
+        ]
+        expected = next((f"; predicted {predicted(r)} us" for r in group if r.get("predicted")), "")
+        lines.append(f"  {name}: {'; '.join(shown) or 'failed'}{expected}")
     return lines
-
-
-def _tokens(r: Record) -> str:
-    expected = f", predicted {r['expected']}" if r.get("expected") else ""
-    return f"{r['tokens_per_second'] / 1e3:,.0f} k tokens/s ({r['median'] * 1e3:.2f} ms{expected})"
 
 
 def _failures(records: Iterable[Record]) -> list[str]:

@@ -38,7 +38,6 @@ class Task:
         arguments: for it; what JSON can hold.
         seconds: that it is expected to take.
         limit: seconds after which it is lost.
-        priority: those of 1 are done before those of 2.
     """
 
     section: str
@@ -47,7 +46,6 @@ class Task:
     arguments: tuple[Any, ...] = ()
     seconds: float = 5.0
     limit: float = 60.0
-    priority: int = 1
 
 
 @dataclass

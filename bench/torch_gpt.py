@@ -106,7 +106,9 @@ class TorchGpt(nn.Module):
 
     def forward(self, ids: torch.Tensor) -> torch.Tensor:
         """Logits (B, T, V)."""
-        x = self.token_embedding(ids) + self.position_embedding(torch.arange(ids.shape[1]))
+        x = self.token_embedding(ids) + self.position_embedding(
+            torch.arange(ids.shape[1], device=ids.device)
+        )
         for block in self.blocks:
             x = block(x)
         return self.head(self.norm(x))

@@ -207,3 +207,35 @@ def philox(counter, key):
         x, y, z, w = (b >> 32) ^ y ^ k, b & low, (a >> 32) ^ w ^ q, a & low
         k, q = (k + 0x9E3779B9) & low, (q + 0xBB67AE85) & low
     return x, y, z, w
+
+
+def product(a_MK, b_KN, parts, chunk, together):
+    """Sums of so many terms at a time in float64, rounded to float32 each time; parts of them, in their order."""
+    total = np.zeros((a_MK.shape[0], b_KN.shape[1]), np.float32)
+    for part in range(parts):
+        own = np.zeros_like(total)
+        last = min(a_MK.shape[1], (part + 1) * chunk)
+        for start in range(part * chunk, last, together):
+            sums = own.astype(np.float64)
+            for k in range(start, min(start + together, last)):
+                term = a_MK[:, k, None] * b_KN[k]
+                sums = sums + (term.astype(np.float32) if together == 1 else term)
+            own = sums.astype(np.float32)
+        total = own if parts == 1 else total + own
+    return total
+
+
+def sum_rows(g_NF, parts):
+    """Some rows for each block: every eighth for a warp, then warps in order; then blocks in the same way."""
+    N, F = g_NF.shape
+    rows = -(-N // parts)
+    sums = np.zeros((-(-N // rows), F), np.float32)
+    for part in range(len(sums)):
+        own = g_NF[part * rows : (part + 1) * rows]
+        warps = np.zeros((8, F), np.float32)
+        for r in range(len(own)):
+            warps[r % 8] += own[r]
+        sums[part] = warps[0]
+        for w in range(1, 8):
+            sums[part] += warps[w]
+    return sums[0] if len(sums) == 1 else sum_rows(sums, 1)

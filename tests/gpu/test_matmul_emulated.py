@@ -1,0 +1,313 @@
+"""Products for every card, emulated: each tile, layout and ending, whole numbers first, which are exact."""
+
+import ml_dtypes  # noqa: F401 - bfloat16 by its name
+import numpy as np
+import pytest
+import twins
+from accuracy import assert_same_bits, wide
+from matmul_cases import LETTERS, Case, drawn
+
+from tinyplm.errors import ConfigError
+from tinyplm.kernels import cuda, matmul, matmul_cuda, matmul_plan
+from tinyplm.kernels.gelu import gelu_forward, gelu_pullback, gelu_tanh_forward, gelu_tanh_pullback
+from tinyplm.kernels.registry import KERNELS
+
+pytestmark = pytest.mark.device
+
+NN, NT, TN, TT = LETTERS
+HALVES = {"float16": 2.0**-11, "bfloat16": 2.0**-8}
+UNITS = {**HALVES, "float32": 2.0**-24}
+
+
+@pytest.fixture
+def device(built, monkeypatch):
+    built.install(monkeypatch)
+    yield built
+    built.check()
+
+
+def moved(a):
+    """A copy whose stored rows begin anywhere: one value behind an even place, and an odd number apart."""
+    stored = a.swapaxes(-1, -2) if a.strides[-1] > a.strides[-2] else a
+    *lead, rows, columns = stored.shape
+    room = np.full((*lead, rows, (columns | 1) + 2), np.nan, a.dtype).reshape(-1)
+    room = np.concatenate([room[:1], room])[1:].reshape(*lead, rows, -1)
+    inner = room[..., 1 : columns + 1]
+    inner[...] = stored
+    return inner if stored is a else inner.swapaxes(-1, -2)
+
+
+def computed(case, a, b, out=None, **more):
+    """By the plan that a case names; in float32, if nothing else is given."""
+    batch = [n for n in case.batch if n is not None][:1]
+    if out is None:
+        out = cuda.empty(a, (*batch, *case.sizes[:2]), np.float32)
+    with matmul_plan.forced(case.tile, case.split):
+        return matmul_cuda.compute(a, b, out, **more)
+
+
+def exact(a, b):
+    return wide(a) @ wide(b)
+
+
+SMALL, LARGE = "64x64", "128x128"
+WHOLE = [
+    # every layout with chunks of both widths and with both ways to read ahead; some with the others
+    *(Case(SMALL, letters, (70, 130, 75)) for letters in LETTERS),
+    *(Case(LARGE, letters, (130, 140, 75)) for letters in LETTERS),
+    *(Case("128x256", letters, (130, 260, 75)) for letters in (NN, TT)),
+    *(Case("128x128-4", letters, (130, 140, 75)) for letters in (NT, TN)),
+    Case("128x64", TN, (130, 70, 75)),
+    Case("64x128", NT, (70, 130, 75)),
+    Case(SMALL, NT, (70, 130, 75), dtype="float16"),
+    # one step, as many as stages, more; one value; columns but no terms
+    *(Case(SMALL, NN, (17, 9, terms)) for terms in (1, 31, 32, 96, 128, 129, 260)),
+    *(Case(SMALL, letters, (1, 1, 1)) for letters in LETTERS),
+    # more than eight rows of tiles, which are walked in groups
+    Case(SMALL, NN, (650, 130, 8)),
+    # parts of sums, the last of them short
+    *(Case(SMALL, TN, (70, 72, 330), split=split) for split in (2, 3, 11)),
+    Case(SMALL, NN, (3, 5, 1000), split=7),
+    # several products, of which one operand may be the same in all
+    Case(SMALL, NN, (70, 72, 40), batch=(3, 3)),
+    Case(SMALL, NT, (70, 72, 40), batch=(2, None)),
+    Case(SMALL, TN, (70, 72, 136), split=2, batch=(None, 3)),
+]
+SINGLE = [
+    *(Case(SMALL, letters, (70, 75, 45)) for letters in LETTERS),
+    Case(LARGE, NN, (130, 131, 45)),
+    Case(SMALL, NT, (70, 75, 130), split=2, batch=(3, None)),
+]
+"""These are tried with operands that begin anywhere."""
+PLAIN = [
+    *(Case(SMALL, letters, (70, 75, 29), dtype="float32") for letters in LETTERS),
+    *(Case(LARGE, letters, (130, 132, 29), dtype="float32") for letters in LETTERS),
+    *(Case(SMALL, NN, (9, 5, terms), dtype="float32") for terms in (1, 8, 32, 33)),
+    Case(SMALL, TN, (70, 72, 330), split=3, dtype="float32"),
+    Case(SMALL, NT, (40, 20, 24), batch=(2, 1), dtype="float32"),
+]
+FEW = [
+    *(Case("few", ("n", b), (rows, 136, 77)) for b in "nt" for rows in (1, 7, 16)),
+    *(Case("few", ("n", b), (5, 70, 1100)) for b in "nt"),
+    *(Case("few", ("n", b), (3, 70, 1100), split=3, dtype="float16") for b in "nt"),
+    *(Case("few", ("n", b), (rows, 140, 77), dtype="float32") for b in "nt" for rows in (1, 7)),
+    *(Case("few", ("n", b), (2, 70, 1100), split=2, dtype="float32") for b in "nt"),
+    Case("few", NN, (2, 70, 40), batch=(3, None)),
+]
+
+
+@pytest.mark.parametrize("case", [*WHOLE, *PLAIN, *FEW], ids=lambda c: f"{c}-{c.dtype}")
+def test_products_of_whole_numbers_are_exact(device, case):
+    a, b = drawn(np.random.default_rng(0), case, np.dtype(case.dtype))
+    np.testing.assert_array_equal(computed(case, a, b), exact(a, b))
+
+
+@pytest.mark.parametrize("case", [*SINGLE, *PLAIN], ids=lambda c: f"{c}-{c.dtype}")
+def test_operands_may_begin_anywhere(device, case):
+    a, b = map(moved, drawn(np.random.default_rng(0), case, np.dtype(case.dtype)))
+    out = cuda.empty(a, (np.prod(case.sizes[:2]) * 3 + 1,), np.float32)
+    batch = [n for n in case.batch if n is not None][:1]
+    place = out[1 : 1 + np.prod([*batch, *case.sizes[:2]], dtype=int)]
+    computed(case, a, b, place.reshape(*batch, *case.sizes[:2]))
+    np.testing.assert_array_equal(place.reshape(*batch, *case.sizes[:2]), exact(a, b))
+    assert np.isnan(out[0])
+    assert np.isnan(out[1 + place.size :]).all()
+
+
+def test_without_terms_there_is_only_what_is_added(device):
+    for kind in UNITS:
+        a, b = np.zeros((5, 0), kind), np.zeros((0, 9), kind)
+        bias = np.arange(9).astype(kind)
+        found = matmul_cuda.compute(a, b, bias=bias)
+        np.testing.assert_array_equal(wide(found), np.tile(np.arange(9.0), (5, 1)))
+    assert matmul_cuda.compute(np.zeros((0, 4), kind), np.zeros((4, 3), kind)).shape == (0, 3)
+
+
+def test_a_result_may_have_gaps(device):
+    case = Case(SMALL, NN, (20, 24, 16))
+    a, b = drawn(np.random.default_rng(0), case, np.dtype("bfloat16"))
+    for first, last in ((0, 24), (8, 32), (3, 27)):
+        room = cuda.empty(a, (20, 40))
+        computed(case, a, b, room[:, first:last])
+        assert_same_bits(room[:, first:last], exact(a, b).astype(a.dtype))
+        assert np.isnan(wide(room[:, :first])).all()
+        assert np.isnan(wide(room[:, last:])).all()
+
+
+ENDED = [
+    *(Case(SMALL, NN, sizes, dtype=kind) for kind in UNITS for sizes in ((70, 72, 40), (37, 35, 40))),
+    Case(SMALL, NN, (37, 40, 130), split=3),
+    Case(SMALL, NN, (37, 35, 130), split=2, dtype="float32"),
+    *(Case("few", NN, (5, columns, 40), dtype=kind) for columns in (72, 35) for kind in UNITS),
+]  # fmt: skip
+"""Columns that are runs of 16 bytes, and such as are not; parts that are added up; few rows."""
+EACH_END = pytest.mark.parametrize("case", ENDED, ids=lambda c: f"{c}-{c.dtype}")
+
+
+@EACH_END
+def test_bias_and_residual_are_added_before_the_one_rounding(device, case):
+    rng = np.random.default_rng(1)
+    (rows, columns, _), kind = case.sizes, np.dtype(case.dtype)
+    a, b = drawn(rng, case, kind)
+    bias = rng.integers(-8, 9, columns).astype(kind)
+    other = (rng.integers(-64, 65, (rows, columns)) / 8).astype(kind)
+    for some, more in ((bias, other), (None, other), (bias, None)):
+        out = cuda.empty(a, (rows, columns))
+        computed(case, a, b, out, bias=some, other=more)
+        whole = exact(a, b) + sum(wide(x) for x in (some, more) if x is not None)
+        assert_same_bits(out, whole.astype(np.float32).astype(kind))
+
+
+@EACH_END
+def test_what_is_there_is_kept_as_often_as_it_is_said(device, case):
+    rng = np.random.default_rng(2)
+    a, b = drawn(rng, case, np.dtype(case.dtype))
+    for kind in {case.dtype, "float32"}:
+        for keep in (1.0, 0.5):
+            out = cuda.empty(a, case.sizes[:2], kind)
+            out[...] = rng.integers(-64, 65, out.shape)
+            whole = exact(a, b) + keep * wide(out)
+            computed(case, a, b, out, keep=keep)
+            assert_same_bits(out, whole.astype(np.float32).astype(kind))
+
+
+GELUS = {
+    "gelu": (gelu_forward, gelu_pullback),
+    "gelu_tanh": (gelu_tanh_forward, gelu_tanh_pullback),
+}
+
+
+@pytest.mark.parametrize("name", GELUS)
+@EACH_END
+def test_gelu_and_its_slope_are_of_unrounded_sums(device, case, name):
+    """One rounding, and what float32 allows about values up to 8."""
+    rng = np.random.default_rng(3)
+    (rows, columns, _), kind = case.sizes, np.dtype(case.dtype)
+    a, b = drawn(rng, case, kind)
+    a /= np.asarray(64, kind)
+    u, (forward, pullback) = exact(a, b), GELUS[name]
+    out, before = (cuda.empty(a, (rows, columns)) for _ in range(2))
+    computed(case, a, b, out, before=before, last=name)
+    assert_same_bits(before, u.astype(np.float32).astype(kind))
+    right = forward.definition(u)
+    assert (abs(wide(out) - right) <= UNITS[case.dtype] * abs(right) + 8e-6).all()
+    other = rng.standard_normal((rows, columns)).astype(kind)
+    computed(case, a, b, out, other=other, last=name.replace("gelu", "slope"))
+    right = pullback.definition(u, wide(other))
+    assert (abs(wide(out) - right) <= UNITS[case.dtype] * abs(right) + 8e-6).all()
+
+
+# ---- orders of sums
+
+
+@pytest.mark.parametrize("split", [1, 2, 5])
+@pytest.mark.parametrize("letters", [NN, TN])
+@pytest.mark.parametrize("kind", ["bfloat16", "float32"])
+def test_sums_have_the_order_of_their_twin(device, kind, letters, split):
+    """Terms by sixteens, or one by one in float32, and then parts in their order; by size and split alone."""
+    case = Case(SMALL, letters, (40, 24, 333), split=split, dtype=kind)
+    shapes = (case.sizes[0], 333), (333, case.sizes[1])
+    rng = np.random.default_rng(4)
+    a, b = (rng.standard_normal(s).astype(kind) for s in shapes)
+    depth = matmul_plan.PLAIN_DEPTH if kind == "float32" else matmul_plan.DEPTH
+    parts, chunk = matmul_plan.cut(333, split, depth)
+    expected = twins.product(wide(a), wide(b), parts, chunk, 1 if kind == "float32" else 16)
+    given = [np.asfortranarray(x) if t == "t" else x for x, t in zip((a, b), letters, strict=True)]
+    assert_same_bits(computed(case, *given), expected)
+    other = case._replace(tile=LARGE)
+    assert_same_bits(computed(other, *given), expected)
+
+
+@pytest.mark.parametrize("shape", [(1, 8), (63, 300), (700, 40), (3000, 24), (130, 7)])
+@pytest.mark.parametrize("kind", UNITS)
+def test_sums_of_rows_have_the_order_of_their_twin(device, monkeypatch, kind, shape):
+    monkeypatch.setattr(matmul, "BLOCKS", 9)
+    g = np.random.default_rng(5).standard_normal(shape).astype(kind)
+    (variant,) = (v for v in KERNELS["sum_rows"].variants if v.name == "cuda")
+    parts = max(1, min(shape[0] // matmul.LEAST_ROWS, 9 // -(-shape[1] // (32 * _group(g)))))
+    expected = twins.sum_rows(g.astype(np.float32), parts)
+    assert_same_bits(variant.build()(g), expected)
+
+
+def _group(g):
+    return 16 // g.itemsize if g.shape[1] % (16 // g.itemsize) == 0 else 1
+
+
+# ---- what is chosen and refused
+
+
+def test_only_matrices_whose_values_lie_side_by_side_are_taken(device):
+    a, b = np.zeros((6, 8), np.float32), np.zeros((8, 4), np.float32)
+    takes = matmul_cuda.takes
+    assert takes(a, b)
+    assert takes(a.T.copy().T, b)
+    assert takes(np.zeros((3, 6, 8), np.float32), b)
+    assert takes(np.broadcast_to(a, (3, 6, 8)), b)
+    assert takes(a[:1], b)
+    assert takes(a[:, :1], b[:1, :1])
+    assert not takes(a[:, ::2], b[:4])
+    assert not takes(a[::-1], b)
+    assert not takes(a, b.astype(np.float16))
+    assert not takes(a.astype(np.float64), b.astype(np.float64))
+    assert not takes(a, b, np.zeros((6, 8), np.float32)[:, ::2])
+    assert not takes(np.zeros((3, 6, 8), np.float32), np.zeros((2, 8, 4), np.float32))
+    when = next(v.when for v in KERNELS["product"].variants if v.name == "cuda")
+    half = a.astype(np.float16), b.astype(np.float16)
+    assert when(*half, np.zeros((6, 4), np.float32), 1.0)
+    assert not when(a, b, np.zeros((6, 4), np.float16))
+    assert not when(a, b, np.zeros((4, 6), np.float32).T)
+    assert not when(a, b, np.zeros((6, 5), np.float32))
+
+
+def test_a_product_is_launched_once_and_its_parts_are_added_once(device, monkeypatch):
+    seen, launch = [], cuda.launch
+    monkeypatch.setattr(
+        cuda, "launch", lambda *given, **k: (seen.append(given[1]), launch(*given, **k))
+    )
+    a, b = np.ones((64, 4096), np.float16), np.ones((4096, 64), np.float16)
+    assert (matmul_cuda.compute(a, b) == 4096).all()
+    assert len(seen) == 2
+    assert seen[1] == "add_parts_float16_plain"
+    seen.clear()
+    with matmul_plan.forced("128x64", 1):
+        matmul_cuda.compute(a, b)
+    assert seen == ["product_float16_128x64_2x2_nn_whole_plain"]
+
+
+def test_a_plan_that_there_is_not_is_told_with_those_that_there_are(device):
+    a, b = np.ones((64, 64), np.float16), np.ones((64, 64), np.float16)
+    with matmul_plan.forced("1x1"), pytest.raises(ConfigError, match="64x64"):
+        matmul_cuda.compute(a, b)
+
+
+# ---- what the emulation notices
+
+FAULTS = [
+    (
+        "matmul",
+        "        __syncthreads();\n    };",
+        "    };",
+    ),  # stages are read before they are there
+    ("matmul", "wait_for_copies<STAGES - 2>();", "wait_for_copies<STAGES - 1>();"),
+    ("matmul", "copies_a.trim", "if (false) copies_a.trim"),
+    ("matmul", "first ^ 32 * k", "first + 32 * k"),
+    ("matmul", "group * GROUP + within % high", "group * GROUP + within % GROUP"),
+    ("matmul_parts", "i * values", "i * (values - 1)"),
+]
+"""What is taken out of the text, and what stands there then."""
+
+
+@pytest.mark.parametrize(("file", "text", "instead"), FAULTS, ids=range(len(FAULTS)))
+def test_faults_are_noticed(built, monkeypatch, tmp_path, file, text, instead):
+    source = cuda.source
+    assert text in source(f"{file} bfloat16 plain")
+
+    def faulty(name):
+        return source(name).replace(text, instead) if name.split(" ")[0] == file else source(name)
+
+    monkeypatch.setattr(cuda, "source", faulty)
+    broken = type(built)(tmp_path)
+    broken.install(monkeypatch)
+    case = Case(SMALL, NT, (600, 70, 181), split=2)
+    a, b = drawn(np.random.default_rng(0), case, np.dtype("bfloat16"))
+    assert not np.array_equal(computed(case, a, b), exact(a, b))

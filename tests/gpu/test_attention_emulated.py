@@ -144,3 +144,13 @@ def test_biases(device, name, T, S, plain):
     if not plain:
         rules = Rules(True, padding(3, S), 0.25, rate=0.1, seed=3, window=90)
     check(device, *heads(3, T, S, 2, 32, BFLOAT16), bias, rules)
+
+
+@pytest.mark.parametrize("K", [1, 5, 16, 40, 80, 96, 128, 136, 256])
+def test_head_sizes(device, K):
+    check(device, *heads(1, 70, 70, 1, K, FLOAT16), None, Rules(True, None, K**-0.5))
+
+
+def test_rows_may_begin_anywhere(device):
+    q, k, v = (a[..., 3:19] for a in heads(2, 70, 70, 2, 32, BFLOAT16))
+    check(device, q, k, v, None, Rules(False, None, 0.25))

@@ -5,11 +5,13 @@
 // One block for each tile of queries of a head. It goes through the tiles of keys that are seen, the last one first, while
 // the next one is under way. It keeps of each query the largest score so far, the sum of exp(score - largest), and the
 // values weighted with these, which shrink when a larger score comes (Milakov and Gimelshein, 2018).
-template <class T, int WIDTH, int M, int KEYS, bool ANY>
+template <class T, int WIDTH, int M, int KEYS, int RULES>
 __device__ inline void forward(
     const T *q, const T *k, const T *v, const T *bias, const float *table, const u32 *mask, const u32 *bounds, T *y,
     float *log_sum, u64 seed, const Problem &p) {
     constexpr int QUERIES = 64 * M, N = KEYS / 8, C = WIDTH / 8;
+    constexpr int STEPS = RULES != 0 && M > 1 ? 2 : WIDTH / 16;
+    constexpr bool SCALED_BEFORE = is_scaled(RULES);
     constexpr bool HELD = M * WIDTH <= 64; // whether a warp's queries stay in registers
     const int warp = threadIdx.x / 32, tiles = (p.queries + QUERIES - 1) / QUERIES;
     const Turn turn = turn_of<true>(p, p.batch * p.heads, tiles);
@@ -19,8 +21,8 @@ __device__ inline void forward(
     v += b * p.v.batch + h * p.v.head;
     y += b * p.y.batch + h * p.y.head;
     mask = mask ? mask + b * p.mask.batch + h * p.mask.head : nullptr;
-    bias = bias ? bias + b * p.bias.batch + h * p.bias.head : nullptr;
-    table = table ? table + i64(h) * (p.keys + p.queries - 1) : nullptr;
+    bias += b * p.bias.batch + h * p.bias.head;
+    table += i64(h) * (p.keys + p.queries - 1);
 
     DYNAMIC_SHARED(room);
     T *const queries = reinterpret_cast<T *>(room);
@@ -32,9 +34,9 @@ __device__ inline void forward(
     const int first = seen.begin / KEYS, last = seen.end > seen.begin ? (seen.end - 1) / KEYS : -1;
     auto fetch_keys = [&](int tile) {
         T *const to = tiles_of_keys + tile % 2 * (2 * KEYS * WIDTH);
-        fetch<ANY, KEYS, WIDTH>(to, k, p.k.row, tile * KEYS, p.keys, p);
-        fetch<ANY, KEYS, WIDTH>(to + KEYS * WIDTH, v, p.v.row, tile * KEYS, p.keys, p);
-        if (ANY && table) {
+        fetch<RULES, KEYS, WIDTH>(to, k, p.k.row, tile * KEYS, p.keys, p);
+        fetch<RULES, KEYS, WIDTH>(to + KEYS * WIDTH, v, p.v.row, tile * KEYS, p.keys, p);
+        if constexpr (RULES & BY_DIFFERENCE) {
             fetch_differences<QUERIES, KEYS>(differences + tile % 2 * (QUERIES + KEYS), table, p, t, tile * KEYS);
         }
         close_copies();
@@ -51,18 +53,18 @@ __device__ inline void forward(
         }
     };
 
-    // Scores times `factor` are powers of two. With any rules they have been scaled when the largest is looked for.
-    const float factor = ANY ? LOG2_E : p.scale * LOG2_E;
+    // Scores times `factor` are powers of two.
+    const float factor = SCALED_BEFORE ? LOG2_E : p.scale * LOG2_E;
     float o[M][C][4], largest[2 * M], sum[2 * M];
     clear(o);
     for (int i = 0; i < 2 * M; i++) {
-        largest[i] = ANY ? -3.4028234e38f : -1e30f;
+        largest[i] = SCALED_BEFORE ? -3.4028234e38f : -1e30f;
         sum[i] = 0;
     }
     const Draw draw = {{u32(seed), u32(seed >> 32)}, u32(turn.head), p.threshold};
 
     if (last >= first) {
-        fetch<ANY, QUERIES, WIDTH>(queries, q, p.q.row, t, p.queries, p);
+        fetch<RULES, QUERIES, WIDTH>(queries, q, p.q.row, t, p.queries, p);
         fetch_keys(last);
     }
     for (int tile = last; tile >= first; tile--) {
@@ -87,13 +89,13 @@ __device__ inline void forward(
         }
         float x[M][N][4];
         clear(x);
-        times_rows<WIDTH, T>(x, left, keys, 0);
-        if constexpr (ANY) {
-            const float *const of_tile = table ? differences + tile % 2 * (QUERIES + KEYS) : nullptr;
-            adjust<false>(x, p, bias, of_tile, QUERIES - 1 - 16 * M * warp, t_warp, s);
+        times_rows<WIDTH, STEPS>(x, left, keys, 0);
+        if constexpr (SCALED_BEFORE) {
+            const float *const of_tile = differences + tile % 2 * (QUERIES + KEYS);
+            adjust<RULES, false>(x, p, bias, of_tile, QUERIES - 1 - 16 * M * warp, t_warp, s);
         }
-        if (mask || !all_seen(p, visible, t_warp, t_end, s, s + KEYS)) {
-            hide<false>(x, p, mask, visible, t_warp, s);
+        if (mask || !all_seen(p, t_warp, t_end, s, s + KEYS)) {
+            hide<false>(x, p, mask, t_warp, s);
         }
 #pragma unroll
         for (int row = 0; row < 2 * M; row++) {
@@ -111,7 +113,7 @@ __device__ inline void forward(
             for (int n = 0; n < N; n++) {
 #pragma unroll
                 for (int j = i; j < i + 2; j++) {
-                    x[m][n][j] = exp2_near(ANY ? (x[m][n][j] - top) * factor : x[m][n][j] * factor - offset);
+                    x[m][n][j] = exp2_near(SCALED_BEFORE ? (x[m][n][j] - top) * factor : x[m][n][j] * factor - offset);
                     total += x[m][n][j];
                 }
             }
@@ -123,12 +125,14 @@ __device__ inline void forward(
                 o[m][n][i + 1] *= shrink;
             }
         }
-        if (ANY && p.threshold) {
+        if constexpr (RULES & DROPPED) {
             Stays<false, M, N> stays;
             stays.draw(draw, t_warp, s);
             each_score<M, N>([&](int m, int n, int i, int, int) { x[m][n][i] = stays.at(m, n, i) ? x[m][n][i] : 0.f; });
         }
-        times_columns<WIDTH>(o, x, values, 0, 0);
+        u32 weights[M][N / 2][4];
+        pack_left<T>(weights, x);
+        times_columns<WIDTH>(o, weights, values, 0, 0);
     }
 
 #pragma unroll
@@ -144,20 +148,20 @@ __device__ inline void forward(
             o[m][n][i + 1] *= share;
         }
         if (threadIdx.x % 4 == 0 && query < p.queries) {
-            const float top = ANY ? largest[row] : largest[row] * p.scale;
+            const float top = SCALED_BEFORE ? largest[row] : largest[row] * p.scale;
             log_sum[i64(turn.head) * p.queries + query] = total == 0 ? infinity() : top + logf(total);
         }
     }
     // A warp's queries are read by itself alone: their place is free.
-    write_rows<ANY, WIDTH>(queries + 16 * M * warp * WIDTH, o, y, p.y.row, t_warp, p.queries, 0, p);
+    write_rows<RULES, WIDTH>(queries + 16 * M * warp * WIDTH, o, y, p.y.row, t_warp, p.queries, 0, p);
 }
 
-// For a type, values of a head at most (a multiple of 16), rows of 16 queries for each warp, keys of a tile, and whether
-// there may be a bias, dropout, a scale that is not positive, or rows that begin anywhere.
-#define MAKE(T, WIDTH, M, KEYS, ANY) \
+// For a type, values of a head at most (a multiple of 16), times 16 queries for each warp, keys of a tile, and what else it
+// can do.
+#define MAKE(T, WIDTH, M, KEYS, RULES) \
     extern "C" __global__ void __launch_bounds__(BLOCK) attention_forward( \
         const T *q, const T *k, const T *v, const T *bias, const float *table, const u32 *mask, const u32 *bounds, T *y, \
         float *log_sum, i64 seed, const i64 *seed_at, Problem p) { \
-        forward<T, WIDTH, M, KEYS, ANY>( \
+        forward<T, WIDTH, M, KEYS, RULES>( \
             q, k, v, bias, table, mask, bounds, y, log_sum, u64(seed_at ? *seed_at : seed), p); \
     }

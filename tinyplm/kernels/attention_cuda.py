@@ -5,6 +5,7 @@ where it lies, whatever its strides, so that the parts of a packed projection ar
 added atomically: the same bits come out every time.
 """
 
+import math
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -23,6 +24,9 @@ WIDEST = 256
 CACHED = 16 << 20
 """Bytes of keys and values that the heads of a cluster read; a card's second cache is twice as large or larger."""
 
+DENSE, BY_DIFFERENCE, DROPPED, ODD, SCALED = 1, 2, 4, 8, 16
+"""What a kernel can do besides: a bias of either kind, dropout, rows that are not whole groups of 16 bytes, a scale
+that is not positive. As in attention_tiles.cu."""
 ENOUGH = 528
 """Blocks that keep a large card busy: four for each multiprocessor of an H200."""
 
@@ -37,8 +41,8 @@ _COUNTS = (
     "back",
     "ahead",
     "words",
+    "pitch",
     "bias_key",
-    "odd",
     "together",
     "cluster",
 )
@@ -65,12 +69,10 @@ class Tiles(NamedTuple):
     Attributes:
         tall: times 16 rows that each of the four warps has.
         wide: columns, of which two tiles are in shared memory.
-        general: whether it knows all rules; else no bias, no dropout, a positive scale, rows of whole 16 bytes.
     """
 
     tall: int
     wide: int
-    general: bool
 
     @property
     def rows(self) -> int:
@@ -80,27 +82,23 @@ class Tiles(NamedTuple):
 
 def head_size(width: int) -> int:
     """Values that a kernel has room for in a head of so many."""
-    return -(-width // 16) * 16
+    return -(-width // 16) * 16 if width <= 128 else WIDEST
 
 
-def forward_tiles(width: int, queries: int, heads: int, general: bool) -> Tiles:
-    """For heads of so many values, and so many queries of so many heads of all batch rows."""
-    size = head_size(width)
-    if size > 128:
-        return Tiles(1, 32, general)
+def forward_tiles(size: int, queries: int, extras: int) -> Tiles:
+    """Of the forward pass, for a size of heads and a number of queries: rows are queries, columns keys."""
     tall = 2 if size <= 64 and queries > 64 else 1
-    return Tiles(tall, 64, general)
+    return Tiles(tall, 32 if size > 128 or (tall == 2 and extras & DENSE) else 64)
 
 
-def keys_tiles(width: int, general: bool) -> Tiles:
+def keys_tiles(size: int, extras: int) -> Tiles:
     """Of the pullback for keys and values: rows are keys, columns queries."""
-    size = head_size(width)
-    return Tiles(2 if size <= 64 else 1, 64 if size <= 128 else 32, general)
+    return Tiles(2 if size <= 64 and not extras & DENSE else 1, 32 if size > 128 else 64)
 
 
-def queries_tiles(width: int, general: bool) -> Tiles:
+def queries_tiles(size: int, extras: int) -> Tiles:
     """Of the pullback for queries."""
-    return keys_tiles(width, general)
+    return Tiles(2 if size <= 64 and not extras & DENSE else 1, 32 if size > 128 else 64)
 
 
 def shared_bytes(size: int, tiles: Tiles, by_difference: bool) -> int:
@@ -120,9 +118,14 @@ def queries_shared(size: int, tiles: Tiles, by_difference: bool) -> int:
     return shared_bytes(size, tiles, by_difference) + 2 * size * tiles.rows + scores
 
 
-def column_parts(width: int) -> int:
+def is_scaled(extras: int) -> bool:
+    """Whether scores are scaled before the exponential does it."""
+    return bool(extras & (DENSE | BY_DIFFERENCE | SCALED))
+
+
+def column_parts(size: int) -> int:
     """Blocks that share the columns of the gradients of keys and values, which one cannot hold."""
-    return 2 if head_size(width) > 128 else 1
+    return 2 if size > 128 else 1
 
 
 class Mask(NamedTuple):
@@ -152,7 +155,7 @@ def packed_mask(mask: Array | None) -> Mask:
     cuda.launch(
         "attention_mask", "attention_mask", blocks, cuda.THREADS, mask, steps, rows, H, T, S, words, bounds
     )  # fmt: skip
-    place = tuple(count * n if m > 1 else 0 for n, m in ((H * T, B), (T, H), (1, T)))
+    place = count * H * T * (B > 1), count * T * (H > 1), count * (T > 1)
     return Mask(words, bounds if H == T == 1 else None, place)
 
 
@@ -189,7 +192,7 @@ def _problem(
     numbers = {
         "batch": B, "heads": H, "queries": T, "keys": S, "width": K, "back": min(back, S + T),
         "ahead": min(ahead, S + T), "words": -(-S // 32), "together": 1,
-        "bias_key": int(dense is not None and dense.shape[3] > 1), "odd": _is_odd(*arrays.values()),
+        "bias_key": int(dense is not None and dense.shape[3] > 1),
         "cluster": max(1, min(B * H, CACHED // (2 * S * K * q.dtype.itemsize))),
         "scale": rules.scale, "more": scale(rules.rate) if rules.rate else 1,
         "threshold": threshold(rules.rate) if rules.rate else 0,
@@ -231,15 +234,16 @@ def _biases(bias: Array | None) -> tuple[Array | None, Array | None]:
     return None, namespace(bias).ascontiguousarray(bias, np.float32)
 
 
-def _is_general(bias: Array | None, rules: Rules, problem: Array) -> bool:
-    return bool(bias is not None or rules.rate or rules.scale <= 0 or problem["odd"][0])
-
-
-def _made(q: Array, *numbers: int, general: bool) -> str:
-    """What a kernel is made for, as cuda.source wants it."""
-    return " ".join(
-        (q.dtype.name, str(head_size(q.shape[3])), *map(str, numbers), str(general).lower())
-    )
+def _extras(bias: Array | None, rules: Rules, *arrays: Array) -> int:
+    """What a kernel has to be able to do besides."""
+    found = 0
+    if bias is not None:
+        found |= DENSE if bias.ndim == 4 else BY_DIFFERENCE
+    if rules.rate:
+        found |= DROPPED
+    if rules.scale <= 0:
+        found |= SCALED
+    return found | (ODD if _is_odd(*arrays) else 0)
 
 
 @attention_forward.variant("cuda", library="cupy", when=_takes)
@@ -252,12 +256,13 @@ def _forward() -> Any:
         log_sum = cuda.empty(q, (B * H * T,), np.float32)
         mask, (dense, table) = packed_mask(rules.mask), _biases(bias)
         problem = _problem(q, k, rules, mask, bias, {"q": q, "k": k, "v": v, "y": y})
-        tiles = forward_tiles(K, T, B * H, _is_general(bias, rules, problem))
-        made = _made(q, tiles.tall, tiles.wide, general=tiles.general)
+        extras, size = _extras(bias, rules, q, k, v, y), head_size(K)
+        tiles = forward_tiles(size, T, extras)
         cuda.launch(
-            f"attention {made}", "attention_forward", B * H * -(-T // tiles.rows), BLOCK,
+            f"attention {q.dtype.name} {size} {tiles.tall} {tiles.wide} {extras}", "attention_forward",
+            B * H * -(-T // tiles.rows), BLOCK,
             q, k, v, dense, table, mask.words, mask.bounds, y, log_sum, *cuda.seed_arguments(rules.seed), problem,
-            shared=shared_bytes(head_size(K), tiles, table is not None),
+            shared=shared_bytes(size, tiles, table is not None),
         )  # fmt: skip
         return Kept(y, None, log_sum)
 
@@ -302,26 +307,25 @@ def _pullback() -> Any:
         mask, (dense, table) = packed_mask(rules.mask), _biases(bias)
         arrays = {"q": q, "k": k, "v": v, "g": g, "gq": gq, "gk": gk, "gv": gv}
         problem = _problem(q, k, rules, mask, bias, arrays)
-        general, size = _is_general(bias, rules, problem), head_size(K)
+        extras, size = _extras(bias, rules, *arrays.values()), head_size(K)
         seed = cuda.seed_arguments(rules.seed)
-        given = (
-            *(g, q, k, v, dense, table, mask.words, mask.bounds),
-            *(found.log_sum, _along(g, found.y)),
-        )
+        numbers = _numbers(g, found, is_scaled(extras))
+        problem["pitch"] = numbers.shape[2]
+        given = g, q, k, v, dense, table, mask.words, mask.bounds, numbers
 
-        tiles, parts = keys_tiles(K, general), column_parts(K)
-        made = _made(q, tiles.tall, tiles.wide, parts, general=general)
+        tiles, parts = keys_tiles(size, extras), column_parts(size)
         cuda.launch(
-            f"attention_pullback keys {made}", "attention_pullback_keys", B * H * parts * -(-S // tiles.rows), BLOCK,
+            f"attention_pullback keys {q.dtype.name} {size} {tiles.tall} {tiles.wide} {parts} {extras}",
+            "attention_pullback_keys", B * H * parts * -(-S // tiles.rows), BLOCK,
             *given, gk, gv, *seed, problem, shared=keys_shared(size, tiles, table is not None),
         )  # fmt: skip
 
-        tiles = queries_tiles(K, general)
+        tiles = queries_tiles(size, extras)
         sums = _Sums(q, S, bias, tiles)
         problem["together"] = sums.together
-        made = _made(q, tiles.tall, tiles.wide, general=general)
         cuda.launch(
-            f"attention_pullback queries {made}", "attention_pullback_queries",
+            f"attention_pullback queries {q.dtype.name} {size} {tiles.tall} {tiles.wide} {extras}",
+            "attention_pullback_queries",
             sums.runs * H * -(-T // tiles.rows), BLOCK,
             *given, gq, sums.pairs, sums.direct, sums.table, *seed, problem,
             shared=queries_shared(size, tiles, table is not None),
@@ -331,17 +335,21 @@ def _pullback() -> Any:
     return pullback if cuda.usable() else None
 
 
-def _along(g: Array, y: Array) -> Array:
-    """The sum over each row of y times its gradient, (B H T,) in float32."""
+def _numbers(g: Array, found: Kept, scaled: bool) -> Array:
+    """Two of each query, (2, B H, T or more) in float32: log_sum, and the sum over its row of y times the gradient.
+
+    The first is that of powers of two where scores are not scaled before.
+    """
+    y = found.y
     B, H, T, K = y.shape
-    result = cuda.empty(y, (B * H * T,), np.float32)
-    group = 16 // y.dtype.itemsize
-    groups = 0 if _is_odd(g, y) else K // group
+    pitch = -(-T // BLOCK) * BLOCK
+    result = cuda.empty(y, (2, B * H, pitch), np.float32)
+    groups = 0 if _is_odd(g, y) else K * y.dtype.itemsize // 16
     places = (np.array([_place(a)], PLACE) for a in (g, y))
-    blocks = -(-8 * B * H * T // cuda.THREADS)
+    blocks = -(-8 * B * H * pitch // cuda.THREADS)
     cuda.launch(
-        "attention_sums", f"attention_along_{y.dtype.name}", blocks, cuda.THREADS,
-        g, y, *places, result, B * H * T, H, T, K, groups,
+        "attention_sums", f"attention_numbers_{y.dtype.name}", blocks, cuda.THREADS,
+        g, y, found.log_sum, *places, 1.0 if scaled else 1 / math.log(2), result, B, H, T, pitch, K, groups,
     )  # fmt: skip
     return result
 
@@ -381,17 +389,19 @@ class _Sums:
         """The gradient, in the shape and type of the bias."""
         if bias is None or self.direct is not None:
             return self.direct
-        result = cuda.empty(bias, bias.shape)
-        _, H, T, S = self.shape
+        result, (_, H, T, S) = cuda.empty(bias, bias.shape), self.shape
+        size = np.array([(self.runs, H, T, S)], SIZES)
         if self.table is not None:
-            blocks = H * -(-(S + T - 1) // 32)
-            name, given = "attention_add_differences", (self.table, result)
-            numbers: tuple[Any, ...] = (np.array([self.shape], SIZES), self.runs, self.rows)
+            self._launch(
+                "differences", H * -(-(S + T - 1) // 32), self.table, result, size, self.rows
+            )
         else:
-            blocks = -(-result.size // cuda.THREADS)
-            name, given = "attention_add_pairs", (self.pairs, result)
-            numbers = (np.array([(self.runs, H, T, S)], SIZES), np.array([bias.shape], SIZES))
-        cuda.launch(
-            "attention_sums", f"{name}_{bias.dtype.name}", blocks, cuda.THREADS, *given, *numbers
-        )
+            to = np.array([bias.shape], SIZES)
+            self._launch("pairs", -(-result.size // cuda.THREADS), self.pairs, result, size, to)
         return result
+
+    def _launch(
+        self, what: str, blocks: int, given: Array | None, result: Array, *numbers: Any
+    ) -> None:
+        kernel = f"attention_add_{what}_{result.dtype.name}"
+        cuda.launch("attention_sums", kernel, blocks, cuda.THREADS, given, result, *numbers)

@@ -3,21 +3,20 @@
 // logarithm of each row's sum. Twice: a tile of keys goes through the queries for the gradients of keys and values, a tile
 // of queries through the keys for that of queries. So nothing is added by two blocks, at the price of 7 products instead of 5.
 
-const int AT_ONCE = 32; // columns whose scores a warp has in registers
+const int PIECE = 32; // columns whose scores a warp has in registers at once
 
-// exp(score - log_sum): with any rules of a score that is scaled, else of one that `factor` makes a power of two, as
-// log_sum is one.
-template <bool ANY> __device__ inline float probability(float score, float log_sum, float factor) {
-    return exp2_near(ANY ? (score - log_sum) * factor : score * factor - log_sum);
+// exp(score - log_sum), of a score that is scaled already, or else of one that `factor` makes a power of two, as log_sum is.
+template <int RULES> __device__ inline float probability(float score, float log_sum, float factor) {
+    return exp2_near(is_scaled(RULES) ? (score - log_sum) * factor : score * factor - log_sum);
 }
 
-// `log_sum` and `along` are of each query: the logarithm of its sum, and the sum of the result times its gradient.
-template <class T, int WIDTH, int M, int QUERIES, int PARTS, bool ANY>
+// `numbers` are two of each query, (2, batch rows, heads, pitch): the logarithm of its sum, and the sum of its result times
+// the gradient. The pitch is a whole number of tiles; behind the last query there are infinity and 0.
+template <class T, int WIDTH, int M, int QUERIES, int PARTS, int RULES>
 __device__ inline void pullback_of_keys(
     const T *g, const T *q, const T *k, const T *v, const T *bias, const float *table, const u32 *mask,
-    const u32 *bounds, const float *log_sum, const float *along, T *gk, T *gv, u64 seed, const Problem &p) {
-    constexpr int KEYS = 64 * M, N = AT_ONCE / 8, C = WIDTH / 8 / PARTS;
-    static_assert(2 * QUERIES <= BLOCK, "a thread has one number of the next tile");
+    const u32 *bounds, const float *numbers, T *gk, T *gv, u64 seed, const Problem &p) {
+    constexpr int KEYS = 64 * M, N = PIECE / 8, C = WIDTH / 8 / PARTS;
     const int warp = threadIdx.x / 32, tiles = (p.keys + KEYS - 1) / KEYS;
     const Turn turn = turn_of<false>(p, p.batch * p.heads, tiles * PARTS);
     const int b = turn.head / p.heads, h = turn.head % p.heads, s = turn.tile / PARTS * KEYS, shift = p.keys - p.queries;
@@ -26,106 +25,100 @@ __device__ inline void pullback_of_keys(
     q += b * p.q.batch + h * p.q.head;
     k += b * p.k.batch + h * p.k.head;
     v += b * p.v.batch + h * p.v.head;
-    gk += b * p.gk.batch + h * p.gk.head;
-    gv += b * p.gv.batch + h * p.gv.head;
-    log_sum += i64(turn.head) * p.queries;
-    along += i64(turn.head) * p.queries;
     mask = mask ? mask + b * p.mask.batch + h * p.mask.head : nullptr;
-    bias = bias ? bias + b * p.bias.batch + h * p.bias.head : nullptr;
-    table = table ? table + i64(h) * (p.keys + p.queries - 1) : nullptr;
+    bias += b * p.bias.batch + h * p.bias.head;
+    table += i64(h) * (p.keys + p.queries - 1);
 
     DYNAMIC_SHARED(room);
     T *const keys = reinterpret_cast<T *>(room), *const values = keys + KEYS * WIDTH;
     T *const tiles_of_queries = values + KEYS * WIDTH; // queries and gradients, twice
-    float *const numbers = reinterpret_cast<float *>(tiles_of_queries + 4 * QUERIES * WIDTH); // log_sum and along, twice
-    float *const differences = numbers + 4 * QUERIES;                                         // twice, where there is a table
+    float *const numbers_of_queries = reinterpret_cast<float *>(tiles_of_queries + 4 * QUERIES * WIDTH); // twice
+    float *const differences = numbers_of_queries + 4 * QUERIES; // twice, where there is a table
     const int s_warp = s + 16 * M * warp, s_end = s_warp + 16 * M;
 
     const Span visible = visible_keys(p, bounds, b), seen = queries_of(p, visible, s, smaller(s + KEYS, p.keys));
     const int first = seen.begin / QUERIES, last = seen.end > seen.begin ? (seen.end - 1) / QUERIES : -1;
     auto fetch_queries = [&](int tile) {
         T *const to = tiles_of_queries + tile % 2 * (2 * QUERIES * WIDTH);
-        fetch<ANY, QUERIES, WIDTH>(to, q, p.q.row, tile * QUERIES, p.queries, p);
-        fetch<ANY, QUERIES, WIDTH>(to + QUERIES * WIDTH, g, p.g.row, tile * QUERIES, p.queries, p);
-        if (ANY && table) {
+        fetch<RULES, QUERIES, WIDTH>(to, q, p.q.row, tile * QUERIES, p.queries, p);
+        fetch<RULES, QUERIES, WIDTH>(to + QUERIES * WIDTH, g, p.g.row, tile * QUERIES, p.queries, p);
+        if (threadIdx.x < QUERIES / 2) { // four numbers each
+            const int kind = threadIdx.x / (QUERIES / 4), four = threadIdx.x % (QUERIES / 4) * 4;
+            const i64 row = i64(kind) * p.batch * p.heads + turn.head;
+            float *const into = numbers_of_queries + tile % 2 * (2 * QUERIES) + kind * QUERIES + four;
+            copy_async(into, numbers + row * p.pitch + tile * QUERIES + four, true);
+        }
+        if constexpr (RULES & BY_DIFFERENCE) {
             fetch_differences<QUERIES, KEYS>(differences + tile % 2 * (QUERIES + KEYS), table, p, tile * QUERIES, s);
         }
         close_copies();
     };
-    // A thread brings one number of a tile. Where there is no query, or none of its keys is seen, probabilities are 0.
-    const bool of_sums = threadIdx.x < QUERIES;
-    auto ask_number = [&](int tile) {
-        const int query = tile * QUERIES + threadIdx.x % QUERIES;
-        const bool present = threadIdx.x < 2 * QUERIES && query < p.queries;
-        return present ? (of_sums ? log_sum : along)[query] : of_sums ? infinity() : 0.f;
-    };
-    auto put_number = [&](int tile, float x) {
-        if (threadIdx.x < 2 * QUERIES) {
-            numbers[tile % 2 * (2 * QUERIES) + threadIdx.x] = !ANY && of_sums ? x * LOG2_E : x;
-        }
-    };
     auto left_keys = [&](int m, int step, u32(&a)[4]) { load_left<WIDTH>(a, keys, 16 * (M * warp + m), step); };
     auto left_values = [&](int m, int step, u32(&a)[4]) { load_left<WIDTH>(a, values, 16 * (M * warp + m), step); };
 
-    const float factor = ANY ? LOG2_E : p.scale * LOG2_E;
+    const float factor = is_scaled(RULES) ? LOG2_E : p.scale * LOG2_E;
     const Draw draw = {{u32(seed), u32(seed >> 32)}, u32(turn.head), p.threshold};
     float of_keys[M][C][4], of_values[M][C][4];
     clear(of_keys);
     clear(of_values);
     if (last >= first) {
-        fetch<ANY, KEYS, WIDTH>(keys, k, p.k.row, s, p.keys, p);
-        fetch<ANY, KEYS, WIDTH>(values, v, p.v.row, s, p.keys, p);
+        fetch<RULES, KEYS, WIDTH>(keys, k, p.k.row, s, p.keys, p);
+        fetch<RULES, KEYS, WIDTH>(values, v, p.v.row, s, p.keys, p);
         fetch_queries(first);
-        put_number(first, ask_number(first));
     }
     for (int tile = first; tile <= last; tile++) {
         const T *const queries = tiles_of_queries + tile % 2 * (2 * QUERIES * WIDTH), *const gradients = queries + QUERIES * WIDTH;
-        const float *const sums = numbers + tile % 2 * (2 * QUERIES);
-        float next = 0;
+        const float *const sums = numbers_of_queries + tile % 2 * (2 * QUERIES);
         wait_for_copies<0>();
         __syncthreads(); // the tile is there, and nobody reads the other one any more
         if (tile < last) {
             fetch_queries(tile + 1);
-            next = ask_number(tile + 1);
         }
 #pragma unroll 1
-        for (int part = 0; part < QUERIES; part += AT_ONCE) {
-            const int t = tile * QUERIES + part, t_end = smaller(t + AT_ONCE, p.queries);
+        for (int part = 0; part < QUERIES; part += PIECE) {
+            const int t = tile * QUERIES + part, t_end = smaller(t + PIECE, p.queries);
             if (s_warp >= t_end + shift - 1 + p.ahead || s_end <= t + shift - p.back + 1) {
                 continue; // none of these queries sees any of the warp's keys
             }
-            float x[M][N][4], gx[M][N][4];
+            float x[M][N][4];
             clear(x);
-            times_rows<WIDTH, T>(x, left_keys, queries, part);
-            if constexpr (ANY) {
-                const float *const of_tile = table ? differences + tile % 2 * (QUERIES + KEYS) : nullptr;
-                adjust<true>(x, p, bias, of_tile, QUERIES - 1 + 16 * M * warp - part, t, s_warp);
+            times_rows<WIDTH, 2>(x, left_keys, queries, part);
+            if constexpr (is_scaled(RULES)) {
+                const float *const of_tile = differences + tile % 2 * (QUERIES + KEYS);
+                adjust<RULES, true>(x, p, bias, of_tile, QUERIES - 1 + 16 * M * warp - part, t, s_warp);
             }
-            if (mask || !all_seen(p, visible, t, t_end, s_warp, s_end)) {
-                hide<true>(x, p, mask, visible, t, s_warp);
+            if (mask || !all_seen(p, t, t_end, s_warp, s_end)) {
+                hide<true>(x, p, mask, t, s_warp);
             }
             Stays<true, M, N> stays;
-            if (ANY && p.threshold) {
+            if constexpr (RULES & DROPPED) {
                 stays.draw(draw, t, s_warp);
             }
             each_score<M, N>([&](int m, int n, int i, int, int column) {
-                x[m][n][i] = probability<ANY>(x[m][n][i], sums[part + column], factor);
-                gx[m][n][i] = ANY && p.threshold && !stays.at(m, n, i) ? 0.f : x[m][n][i];
+                x[m][n][i] = probability<RULES>(x[m][n][i], sums[part + column], factor);
             });
-            times_columns<WIDTH>(of_values, gx, gradients, part, c);
-            clear(gx);
-            times_rows<WIDTH, T>(gx, left_values, gradients, part);
+            u32 weights[M][N / 2][4]; // kept so, they leave room for the scores' gradients
+            pack_left<T>(weights, x);
+            if constexpr (RULES & DROPPED) {
+                each_score<M, N>([&](int m, int n, int i, int, int) { x[m][n][i] = stays.at(m, n, i) ? x[m][n][i] : 0.f; });
+                u32 some[M][N / 2][4];
+                pack_left<T>(some, x);
+                times_columns<WIDTH>(of_values, some, gradients, part, c);
+            } else {
+                times_columns<WIDTH>(of_values, weights, gradients, part, c);
+            }
+            clear(x);
+            times_rows<WIDTH, 2>(x, left_values, gradients, part);
             each_score<M, N>([&](int m, int n, int i, int, int column) {
-                float given = gx[m][n][i];
-                if (ANY && p.threshold) {
-                    given = stays.at(m, n, i) ? given * p.more : 0.f;
+                if constexpr (RULES & DROPPED) {
+                    x[m][n][i] = stays.at(m, n, i) ? x[m][n][i] * p.more : 0.f;
                 }
-                x[m][n][i] *= given - sums[QUERIES + part + column];
+                float pair[2];
+                unpack(weights[m][n / 2][n % 2 * 2 + i / 2], pair, T());
+                x[m][n][i] = pair[i % 2] * (x[m][n][i] - sums[QUERIES + part + column]);
             });
-            times_columns<WIDTH>(of_keys, x, queries, part, c);
-        }
-        if (tile < last) {
-            put_number(tile + 1, next);
+            pack_left<T>(weights, x);
+            times_columns<WIDTH>(of_keys, weights, queries, part, c);
         }
     }
     each_score<M, C>([&](int m, int n, int i, int, int) {
@@ -133,21 +126,23 @@ __device__ inline void pullback_of_keys(
         of_values[m][n][i] *= p.more;
     });
     // A warp's keys and values are read by itself alone: their places are free.
-    write_rows<ANY, WIDTH>(keys + 16 * M * warp * WIDTH, of_keys, gk, p.gk.row, s_warp, p.keys, c, p);
-    write_rows<ANY, WIDTH>(values + 16 * M * warp * WIDTH, of_values, gv, p.gv.row, s_warp, p.keys, c, p);
+    gk += b * p.gk.batch + h * p.gk.head;
+    gv += b * p.gv.batch + h * p.gv.head;
+    write_rows<RULES, WIDTH>(keys + 16 * M * warp * WIDTH, of_keys, gk, p.gk.row, s_warp, p.keys, c, p);
+    write_rows<RULES, WIDTH>(values + 16 * M * warp * WIDTH, of_values, gv, p.gv.row, s_warp, p.keys, c, p);
 }
 
 // The gradient of a bias, where it is wanted, comes before the scale. `g_pairs` is that of a dense one, (batch rows / together, heads,
 // queries, keys), and `g_direct` the same in its own type, where no two batch rows add to one; of one by difference
 // `g_table` has sums for each warp's queries, (batch rows / together, heads, queries / 16 M, keys + 16 M - 1). They begin as zeros.
-template <class T, int WIDTH, int M, int KEYS, bool ANY>
+template <class T, int WIDTH, int M, int KEYS, int RULES>
 __device__ inline void pullback_of_queries(
     const T *g, const T *q, const T *k, const T *v, const T *bias, const float *table, const u32 *mask,
-    const u32 *bounds, const float *log_sum, const float *along, T *gq, float *g_pairs, T *g_direct, float *g_table,
+    const u32 *bounds, const float *numbers, T *gq, float *g_pairs, T *g_direct, float *g_table,
     u64 seed, const Problem &p) {
-    constexpr int QUERIES = 64 * M, N = AT_ONCE / 8, C = WIDTH / 8, PITCH = AT_ONCE + 8;
+    constexpr int QUERIES = 64 * M, N = PIECE / 8, C = WIDTH / 8, PITCH = PIECE + 8;
     const int warp = threadIdx.x / 32, tiles = (p.queries + QUERIES - 1) / QUERIES;
-    const int together = ANY ? p.together : 1, runs = (p.batch + together - 1) / together;
+    const int together = RULES & DENSE ? p.together : 1, runs = (p.batch + together - 1) / together;
     const Turn turn = turn_of<true>(p, runs * p.heads, tiles);
     const int run = turn.head / p.heads, h = turn.head % p.heads, t = turn.tile * QUERIES, shift = p.keys - p.queries;
     const int t_warp = t + 16 * M * warp, t_end = smaller(t_warp + 16 * M, p.queries);
@@ -157,52 +152,42 @@ __device__ inline void pullback_of_queries(
     T *const tiles_of_keys = gradients + QUERIES * WIDTH; // keys and values, twice
     float *const differences = reinterpret_cast<float *>(tiles_of_keys + 4 * KEYS * WIDTH); // twice, where there is a table
     float *const scores = differences + 2 * (QUERIES + KEYS) + 16 * M * PITCH * warp;       // if it has a gradient
-    if (ANY && table) {
-        table += i64(h) * (p.keys + p.queries - 1);
-    }
-    if (ANY && g_pairs) {
-        g_pairs += i64(turn.head) * p.queries * p.keys;
-    }
-    if (ANY && g_direct) {
-        g_direct += i64(turn.head) * p.queries * p.keys;
-    }
-    if (ANY && g_table) {
-        g_table += (i64(turn.head) * ((p.queries + 16 * M - 1) / (16 * M)) + t_warp / (16 * M)) * (p.keys + 16 * M - 1);
-    }
+    table += i64(h) * (p.keys + p.queries - 1);
+    const i64 pairs_at = i64(turn.head) * p.queries * p.keys;
+    g_table += (i64(turn.head) * ((p.queries + 16 * M - 1) / (16 * M)) + t_warp / (16 * M)) * (p.keys + 16 * M - 1);
     auto left_queries = [&](int m, int step, u32(&a)[4]) { load_left<WIDTH>(a, queries, 16 * (M * warp + m), step); };
     auto left_gradients = [&](int m, int step, u32(&a)[4]) { load_left<WIDTH>(a, gradients, 16 * (M * warp + m), step); };
-    const float factor = ANY ? LOG2_E : p.scale * LOG2_E;
+    const float factor = is_scaled(RULES) ? LOG2_E : p.scale * LOG2_E;
 
     for (int b = run * together; b < smaller((run + 1) * together, p.batch); b++) {
         const int head = b * p.heads + h; // among those of all batch rows
         const T *const own_k = k + b * p.k.batch + h * p.k.head, *const own_v = v + b * p.v.batch + h * p.v.head;
         const u32 *const own_mask = mask ? mask + b * p.mask.batch + h * p.mask.head : nullptr;
-        const T *const own_bias = bias ? bias + b * p.bias.batch + h * p.bias.head : nullptr;
+        const T *const own_bias = bias + b * p.bias.batch + h * p.bias.head;
         const Span visible = visible_keys(p, bounds, b), seen = keys_of(p, visible, t, smaller(t + QUERIES, p.queries));
         const int first = seen.begin / KEYS, last = seen.end > seen.begin ? (seen.end - 1) / KEYS : -1;
         auto fetch_keys = [&](int tile) {
             T *const to = tiles_of_keys + tile % 2 * (2 * KEYS * WIDTH);
-            fetch<ANY, KEYS, WIDTH>(to, own_k, p.k.row, tile * KEYS, p.keys, p);
-            fetch<ANY, KEYS, WIDTH>(to + KEYS * WIDTH, own_v, p.v.row, tile * KEYS, p.keys, p);
-            if (ANY && table) {
+            fetch<RULES, KEYS, WIDTH>(to, own_k, p.k.row, tile * KEYS, p.keys, p);
+            fetch<RULES, KEYS, WIDTH>(to + KEYS * WIDTH, own_v, p.v.row, tile * KEYS, p.keys, p);
+            if constexpr (RULES & BY_DIFFERENCE) {
                 fetch_differences<QUERIES, KEYS>(differences + tile % 2 * (QUERIES + KEYS), table, p, t, tile * KEYS);
             }
             close_copies();
         };
         const Draw draw = {{u32(seed), u32(seed >> 32)}, u32(head), p.threshold};
-        float sums[2 * M], due[2 * M]; // of each row: log_sum and along
+        float sums[2 * M], due[2 * M]; // numbers of each row
 #pragma unroll
         for (int row = 0; row < 2 * M; row++) {
             const int query = t_warp + 8 * row + threadIdx.x % 32 / 4;
-            const bool present = query < p.queries;
-            sums[row] = present ? log_sum[i64(head) * p.queries + query] * (ANY ? 1 : LOG2_E) : infinity();
-            due[row] = present ? along[i64(head) * p.queries + query] : 0.f;
+            sums[row] = numbers[i64(head) * p.pitch + query];
+            due[row] = numbers[(i64(p.batch) * p.heads + head) * p.pitch + query];
         }
         float o[M][C][4];
         clear(o);
         if (last >= first) {
-            fetch<ANY, QUERIES, WIDTH>(queries, q + b * p.q.batch + h * p.q.head, p.q.row, t, p.queries, p);
-            fetch<ANY, QUERIES, WIDTH>(gradients, g + b * p.g.batch + h * p.g.head, p.g.row, t, p.queries, p);
+            fetch<RULES, QUERIES, WIDTH>(queries, q + b * p.q.batch + h * p.q.head, p.q.row, t, p.queries, p);
+            fetch<RULES, QUERIES, WIDTH>(gradients, g + b * p.g.batch + h * p.g.head, p.g.row, t, p.queries, p);
             fetch_keys(last);
         }
         for (int tile = last; tile >= first; tile--) {
@@ -213,24 +198,24 @@ __device__ inline void pullback_of_queries(
                 fetch_keys(tile - 1);
             }
 #pragma unroll 1
-            for (int part = 0; part < KEYS; part += AT_ONCE) {
+            for (int part = 0; part < KEYS; part += PIECE) {
                 const int s = tile * KEYS + part;
-                if (s >= t_end + shift - 1 + p.ahead || s + AT_ONCE <= t_warp + shift - p.back + 1) {
+                if (s >= t_end + shift - 1 + p.ahead || s + PIECE <= t_warp + shift - p.back + 1) {
                     continue; // none of the warp's queries sees any of these keys
                 }
                 float x[M][N][4], gx[M][N][4];
                 clear(x);
-                times_rows<WIDTH, T>(x, left_queries, keys, part);
-                if constexpr (ANY) {
-                    const float *const of_tile = table ? differences + tile % 2 * (QUERIES + KEYS) : nullptr;
-                    adjust<false>(x, p, own_bias, of_tile, QUERIES - 1 - 16 * M * warp + part, t_warp, s);
+                times_rows<WIDTH, 2>(x, left_queries, keys, part);
+                if constexpr (is_scaled(RULES)) {
+                    const float *const of_tile = differences + tile % 2 * (QUERIES + KEYS);
+                    adjust<RULES, false>(x, p, own_bias, of_tile, QUERIES - 1 - 16 * M * warp + part, t_warp, s);
                 }
-                if (mask || !all_seen(p, visible, t_warp, t_end, s, s + AT_ONCE)) {
-                    hide<false>(x, p, own_mask, visible, t_warp, s);
+                if (mask || !all_seen(p, t_warp, t_end, s, s + PIECE)) {
+                    hide<false>(x, p, own_mask, t_warp, s);
                 }
                 clear(gx);
-                times_rows<WIDTH, T>(gx, left_gradients, values, part);
-                if (ANY && p.threshold) {
+                times_rows<WIDTH, 2>(gx, left_gradients, values, part);
+                if constexpr (RULES & DROPPED) {
                     Stays<false, M, N> stays;
                     stays.draw(draw, t_warp, s);
                     each_score<M, N>([&](int m, int n, int i, int, int) {
@@ -239,12 +224,12 @@ __device__ inline void pullback_of_queries(
                 }
                 each_score<M, N>([&](int m, int n, int i, int, int) {
                     const int row = 2 * m + i / 2;
-                    x[m][n][i] = probability<ANY>(x[m][n][i], sums[row], factor) * (gx[m][n][i] - due[row]);
+                    x[m][n][i] = probability<RULES>(x[m][n][i], sums[row], factor) * (gx[m][n][i] - due[row]);
                 });
-                if (ANY && (g_pairs || g_direct)) {
+                if constexpr (RULES & DENSE) {
                     each_score<M, N>([&](int m, int n, int i, int row, int column) {
                         const int query = t_warp + row, key = s + column;
-                        const i64 at = i64(query) * p.keys + key;
+                        const i64 at = pairs_at + i64(query) * p.keys + key;
                         if (query < p.queries && key < p.keys) {
                             if (g_direct) {
                                 narrow(x[m][n][i], g_direct[at]);
@@ -254,38 +239,40 @@ __device__ inline void pullback_of_queries(
                         }
                     });
                 }
-                if (ANY && g_table) {
+                if constexpr (RULES & BY_DIFFERENCE) {
                     add_differences<M, N, PITCH>(g_table, scores, x, s, p);
                 }
-                times_columns<WIDTH>(o, x, keys, part, 0);
+                u32 left[M][N / 2][4];
+                pack_left<T>(left, x);
+                times_columns<WIDTH>(o, left, keys, part, 0);
             }
         }
         each_score<M, C>([&](int m, int n, int i, int, int) { o[m][n][i] *= p.scale; });
         // A warp's queries are read by itself alone: their place is free.
         T *const to = gq + b * p.gq.batch + h * p.gq.head;
-        write_rows<ANY, WIDTH>(queries + 16 * M * warp * WIDTH, o, to, p.gq.row, t_warp, p.queries, 0, p);
+        write_rows<RULES, WIDTH>(queries + 16 * M * warp * WIDTH, o, to, p.gq.row, t_warp, p.queries, 0, p);
         __syncthreads(); // before the next batch row comes
     }
 }
 
-// For a type, values of a head at most (a multiple of 16), rows of 16 keys for each warp, queries of a tile, blocks that share the columns, and
-// whether all rules are known, as for attention.cu.
-#define MAKE_keys(T, WIDTH, M, QUERIES, PARTS, ANY) \
+// For a type, values of a head at most (a multiple of 16), times 16 keys for each warp, queries of a tile, blocks that share
+// the columns, and what else it can do.
+#define MAKE_keys(T, WIDTH, M, QUERIES, PARTS, RULES) \
     extern "C" __global__ void __launch_bounds__(BLOCK) attention_pullback_keys( \
         const T *g, const T *q, const T *k, const T *v, const T *bias, const float *table, const u32 *mask, \
-        const u32 *bounds, const float *log_sum, const float *along, T *gk, T *gv, i64 seed, const i64 *seed_at, \
+        const u32 *bounds, const float *numbers, T *gk, T *gv, i64 seed, const i64 *seed_at, \
         Problem p) { \
-        pullback_of_keys<T, WIDTH, M, QUERIES, PARTS, ANY>( \
-            g, q, k, v, bias, table, mask, bounds, log_sum, along, gk, gv, u64(seed_at ? *seed_at : seed), p); \
+        pullback_of_keys<T, WIDTH, M, QUERIES, PARTS, RULES>( \
+            g, q, k, v, bias, table, mask, bounds, numbers, gk, gv, u64(seed_at ? *seed_at : seed), p); \
     }
 // The same of queries.
-#define MAKE_queries(T, WIDTH, M, KEYS, ANY) \
+#define MAKE_queries(T, WIDTH, M, KEYS, RULES) \
     extern "C" __global__ void __launch_bounds__(BLOCK) attention_pullback_queries( \
         const T *g, const T *q, const T *k, const T *v, const T *bias, const float *table, const u32 *mask, \
-        const u32 *bounds, const float *log_sum, const float *along, T *gq, float *g_pairs, T *g_direct, \
+        const u32 *bounds, const float *numbers, T *gq, float *g_pairs, T *g_direct, \
         float *g_table, i64 seed, const i64 *seed_at, Problem p) { \
-        pullback_of_queries<T, WIDTH, M, KEYS, ANY>( \
-            g, q, k, v, bias, table, mask, bounds, log_sum, along, gq, g_pairs, g_direct, g_table, \
+        pullback_of_queries<T, WIDTH, M, KEYS, RULES>( \
+            g, q, k, v, bias, table, mask, bounds, numbers, gq, g_pairs, g_direct, g_table, \
             u64(seed_at ? *seed_at : seed), p); \
     }
 #define MAKE(OF, ...) MAKE_##OF(__VA_ARGS__)

@@ -4,16 +4,18 @@ struct Place { // values from one to the next
     i64 batch, head, row;
 };
 
-// The sum of g times y over each row: eight lanes for one, in the order (batch, query, head) as results lie in memory.
+// Two numbers of each query, (2, batch rows, heads, pitch): its log_sum times a factor, and the sum of g times y over its
+// row; behind the last query infinity and 0. Eight lanes have a row, in the order (batch, query, head) as results lie in memory.
 template <class T>
-__device__ inline void along(
-    const T *g, const T *y, Place of_g, Place of_y, float *result, i64 rows, i64 heads, i64 queries, i64 width,
-    i64 groups) {
-    const i64 r = (i64(blockIdx.x) * THREADS + threadIdx.x) / 8;
+__device__ inline void numbers(
+    const T *g, const T *y, const float *log_sum, Place of_g, Place of_y, float factor, float *result, i64 batch,
+    i64 heads, i64 queries, i64 pitch, i64 width, i64 groups) {
+    const i64 r = (i64(blockIdx.x) * THREADS + threadIdx.x) / 8, rows = batch * pitch * heads;
     const int lane = threadIdx.x % 8;
-    const i64 h = r % heads, t = r / heads % queries, b = r / heads / queries;
+    const i64 h = r % heads, t = r / heads % pitch, b = r / heads / pitch;
+    const bool present = r < rows && t < queries;
     float total = 0;
-    if (r < rows) {
+    if (present) {
         g += b * of_g.batch + h * of_g.head + t * of_g.row;
         y += b * of_y.batch + h * of_y.head + t * of_y.row;
         for (i64 i = lane; i < groups; i += 8) {
@@ -32,7 +34,9 @@ __device__ inline void along(
     total += __shfl_xor_sync(EVERY_LANE, total, 2);
     total += __shfl_xor_sync(EVERY_LANE, total, 1);
     if (lane == 0 && r < rows) {
-        result[(b * heads + h) * queries + t] = total;
+        const i64 at = (b * heads + h) * pitch + t;
+        result[at] = present ? log_sum[(b * heads + h) * queries + t] * factor : infinity();
+        result[rows + at] = total;
     }
 }
 
@@ -61,16 +65,16 @@ template <class T> __device__ inline void add_pairs(const float *given, T *resul
     narrow(total, result[at]);
 }
 
-// Adds up what belongs to one difference: of `runs` of batch rows and tiles of `rows` queries each. A block has 32
+// Adds up what belongs to one difference: of runs of batch rows, and of tiles of `rows` queries. A block has 32
 // differences of a head; eight threads of each take turns, and then these are added in their order.
 template <class T>
-__device__ inline void add_differences(const float *given, T *result, Sizes size, i64 runs, i64 rows) {
+__device__ inline void add_differences(const float *given, T *result, Sizes size, i64 rows) {
     __shared__ float of_turn[8][32];
     const i64 count = size.keys + size.queries - 1, tiles = (size.queries + rows - 1) / rows, pitch = size.keys + rows - 1;
     const i64 blocks = (count + 31) / 32, h = blockIdx.x / blocks, at = blockIdx.x % blocks * 32 + threadIdx.x % 32;
     const int turn = threadIdx.x / 32;
     float total = 0;
-    for (i64 i = turn; i < runs * tiles; i += 8) {
+    for (i64 i = turn; i < size.batch * tiles; i += 8) {
         const i64 tile = i % tiles, place = at - size.queries + (tile + 1) * rows;
         if (at < count && place >= 0 && place < pitch) {
             total += given[((i / tiles * size.heads + h) * tiles + tile) * pitch + place];
@@ -87,17 +91,17 @@ __device__ inline void add_differences(const float *given, T *result, Sizes size
 }
 
 #define MAKE(T, name) \
-    extern "C" __global__ void __launch_bounds__(THREADS) attention_along_##name( \
-        const T *g, const T *y, Place of_g, Place of_y, float *result, i64 rows, i64 heads, i64 queries, i64 width, \
-        i64 groups) { \
-        along<T>(g, y, of_g, of_y, result, rows, heads, queries, width, groups); \
+    extern "C" __global__ void __launch_bounds__(THREADS) attention_numbers_##name( \
+        const T *g, const T *y, const float *log_sum, Place of_g, Place of_y, float factor, float *result, i64 batch, \
+        i64 heads, i64 queries, i64 pitch, i64 width, i64 groups) { \
+        numbers<T>(g, y, log_sum, of_g, of_y, factor, result, batch, heads, queries, pitch, width, groups); \
     } \
     extern "C" __global__ void __launch_bounds__(THREADS) attention_add_pairs_##name( \
         const float *given, T *result, Sizes from, Sizes to) { \
         add_pairs<T>(given, result, from, to); \
     } \
     extern "C" __global__ void __launch_bounds__(THREADS) attention_add_differences_##name( \
-        const float *given, T *result, Sizes size, i64 runs, i64 rows) { \
-        add_differences<T>(given, result, size, runs, rows); \
+        const float *given, T *result, Sizes size, i64 rows) { \
+        add_differences<T>(given, result, size, rows); \
     }
 EACH_TYPE(MAKE)

@@ -6,6 +6,12 @@
 // + i % 2, as tensor_cores.cu has it.
 
 const int BLOCK = 128;
+
+// What a kernel can do besides, as bits of its last number; as in attention_cuda.py. Without a bias, scores are scaled by
+// the exponential.
+const int DENSE = 1, BY_DIFFERENCE = 2, DROPPED = 4, ODD = 8, SCALED = 16;
+__device__ constexpr bool is_scaled(int rules) { return (rules & (DENSE | BY_DIFFERENCE | SCALED)) != 0; }
+
 const float LOG2_E = 1.44269504f;
 
 struct Place { // values from one to the next
@@ -18,8 +24,8 @@ struct Problem {
     Place q, k, v, y, g, gq, gk, gv, mask, bias;
     int batch, heads, queries, keys, width, back, ahead;
     int words;     // of a row of the mask
+    int pitch;     // of the numbers of a head's queries
     int bias_key;  // values from the bias of a key to that of the next: 0 or 1
-    int odd;       // whether rows are read value by value, as they are not whole groups of 16 bytes
     int together;  // batch rows that add to one gradient of the bias
     int cluster;   // heads whose tiles come one after the other, so that what they read stays in the cache
     float scale, more;
@@ -31,31 +37,48 @@ __device__ inline int larger(int a, int b) { return a > b ? a : b; }
 
 // ---- rows in shared memory
 
-// Where a group of 8 values of a row begins, in rows of WIDTH values. Groups change places by a rule that depends on the
-// row, so that the same group of 8 rows one below the other lies in all 32 banks.
+template <int WIDTH> struct Groups { // of 8 values: 16 bytes
+    static const int count = WIDTH / 8;
+    static const int apart = count % 8 == 0 ? 8 : count % 4 == 0 ? 4 : 2; // there is an even number of them
+};
+
+// Where a group of a row begins, in rows of WIDTH values. Groups change places by a rule that depends on the row, so that
+// the same group of 8 rows one below the other lies in all 32 banks.
 template <int WIDTH> __device__ inline int place(int row, int group) {
-    constexpr int groups = WIDTH / 8, apart = groups % 8 == 0 ? 8 : groups % 4 == 0 ? 4 : 2; // an even number of them
-    return (row * groups + (group ^ (row / (8 / apart) % apart))) * 8;
+    constexpr int count = Groups<WIDTH>::count, apart = Groups<WIDTH>::apart;
+    return (row * count + (group ^ (row / (8 / apart) % apart))) * 8;
+}
+// The place 2 k groups after that of one of the first two.
+template <int WIDTH> __device__ inline int place_after(int place, int k) {
+    constexpr int pairs = Groups<WIDTH>::apart / 2;
+    return (place ^ (k % pairs * 16)) + k / pairs * (pairs * 16);
 }
 
 // COUNT rows of global memory from row `first` on, those before `end`; zeros for others, and beyond their width.
 template <int COUNT, int WIDTH, class T>
 __device__ inline void fetch(T *to, const T *from, i64 apart, int first, int end, int width) {
-    constexpr int groups = WIDTH / 8;
+    constexpr int groups = Groups<WIDTH>::count, rows = BLOCK / groups; // rows at once
+    if constexpr (BLOCK % groups == 0 && COUNT % rows == 0) {
+        const int row = threadIdx.x / groups, group = threadIdx.x % groups;
+        const int present = group * 8 < width ? end - first - row : 0;
+        const T *source = from + (first + row) * apart + group * 8;
 #pragma unroll
-    for (int i = 0; i < COUNT * groups; i += BLOCK) {
-        const int at = i + threadIdx.x, row = at / groups, group = at % groups;
-        if (COUNT * groups % BLOCK == 0 || at < COUNT * groups) {
+        for (int i = 0; i < COUNT; i += rows) {
+            copy_async(to + place<WIDTH>(row + i, group), source, i < present);
+            source += rows * apart;
+        }
+    } else {
+        for (int at = threadIdx.x; at < COUNT * groups; at += BLOCK) {
+            const int row = at / groups, group = at % groups;
             const bool present = first + row < end && group * 8 < width;
-            const T *source = from + (present ? i64(first + row) * apart + group * 8 : 0);
-            copy_async(to + place<WIDTH>(row, group), source, present);
+            copy_async(to + place<WIDTH>(row, group), from + i64(first + row) * apart + group * 8, present);
         }
     }
 }
 // The same value by value, for rows that begin anywhere or end within a group; nothing is under way afterwards.
 template <int COUNT, int WIDTH, class T>
 __device__ inline void fetch_singly(T *to, const T *from, i64 apart, int first, int end, int width) {
-    constexpr int groups = WIDTH / 8;
+    constexpr int groups = Groups<WIDTH>::count;
     for (int at = threadIdx.x; at < COUNT * groups; at += BLOCK) {
         const int row = at / groups, group = at % groups;
         T *const into = to + place<WIDTH>(row, group);
@@ -65,9 +88,9 @@ __device__ inline void fetch_singly(T *to, const T *from, i64 apart, int first, 
         }
     }
 }
-template <bool ANY, int COUNT, int WIDTH, class T>
+template <int RULES, int COUNT, int WIDTH, class T>
 __device__ inline void fetch(T *to, const T *from, i64 apart, int first, int end, const Problem &p) {
-    if (ANY && p.odd) {
+    if constexpr (RULES & ODD) {
         fetch_singly<COUNT, WIDTH>(to, from, apart, first, end, p.width);
     } else {
         fetch<COUNT, WIDTH>(to, from, apart, first, end, p.width);
@@ -79,15 +102,17 @@ __device__ inline void fetch(T *to, const T *from, i64 apart, int first, int end
 // The 16 rows from `first` on and the columns of step k, as the left side of a product.
 template <int WIDTH, class T> __device__ inline void load_left(u32 (&a)[4], const T *tile, int first, int k) {
     const int lane = threadIdx.x % 32;
-    load_tiles(a, tile + place<WIDTH>(first + lane % 16, 2 * k + lane / 16));
+    load_tiles(a, tile + first * WIDTH + place_after<WIDTH>(place<WIDTH>(lane % 16, lane / 16), k));
 }
 
 // s += left times the rows of a tile from `first` on: left(m, k, a) gives the left side's 16 rows m and columns of step k.
-template <int WIDTH, class T, int M, int N, class F>
+// AT_ONCE steps are one stretch of code: few where registers are scarce.
+template <int WIDTH, int AT_ONCE, class T, int M, int N, class F>
 __device__ inline void times_rows(float (&s)[M][N][4], F left, const T *tile, int first) {
-    const int lane = threadIdx.x % 32;
-#pragma unroll
+    const int lane = threadIdx.x % 32, own = place<WIDTH>(lane % 8 + lane / 16 * 8, lane / 8 % 2);
+#pragma unroll AT_ONCE
     for (int k = 0; k < WIDTH / 16; k++) {
+        const T *const from = tile + first * WIDTH + place_after<WIDTH>(own, k);
         u32 a[M][4];
 #pragma unroll
         for (int m = 0; m < M; m++) {
@@ -96,7 +121,7 @@ __device__ inline void times_rows(float (&s)[M][N][4], F left, const T *tile, in
 #pragma unroll
         for (int n = 0; n < N; n += 2) {
             u32 b[4];
-            load_tiles(b, tile + place<WIDTH>(first + 8 * n + lane % 8 + lane / 16 * 8, 2 * k + lane / 8 % 2));
+            load_tiles(b, from + 8 * n * WIDTH);
 #pragma unroll
             for (int m = 0; m < M; m++) {
                 multiply_add(s[m][n], a[m], b[0], b[1], T());
@@ -106,29 +131,34 @@ __device__ inline void times_rows(float (&s)[M][N][4], F left, const T *tile, in
     }
 }
 
-// o += x times as many rows of a tile as x has columns, from `first` on; of their columns those from group 8 c on.
-template <int WIDTH, class T, int M, int N, int C>
-__device__ inline void times_columns(float (&o)[M][C][4], const float (&x)[M][N][4], const T *tile, int first, int c) {
-    const int lane = threadIdx.x % 32;
+// Scores as the left side of a product: a[m][k] has columns 16 k to 16 k + 15.
+template <class T, int M, int N> __device__ inline void pack_left(u32 (&a)[M][N / 2][4], const float (&x)[M][N][4]) {
 #pragma unroll
-    for (int k = 0; k < N / 2; k++) {
-        u32 a[M][4];
+    for (int m = 0; m < M; m++) {
 #pragma unroll
-        for (int m = 0; m < M; m++) {
-#pragma unroll
-            for (int i = 0; i < 4; i++) {
-                const float *from = &x[m][2 * k + i / 2][i % 2 * 2];
-                a[m][i] = pair_of<T>(from[0], from[1]);
-            }
+        for (int i = 0; i < 2 * N; i++) {
+            const float *from = &x[m][i / 2][i % 2 * 2];
+            a[m][i / 4][i % 4] = pair_of<T>(from[0], from[1]);
         }
+    }
+}
+
+// o += a times as many rows of a tile as a has columns, from `first` on; of their groups of columns those from c on, a
+// multiple of 8.
+template <int WIDTH, class T, int M, int K, int C>
+__device__ inline void times_columns(float (&o)[M][C][4], const u32 (&a)[M][K][4], const T *tile, int first, int c) {
+    const int lane = threadIdx.x % 32, own = place<WIDTH>(lane % 16, lane / 16);
+    const T *const from = tile + first * WIDTH + 8 * c;
+#pragma unroll
+    for (int k = 0; k < K; k++) {
 #pragma unroll
         for (int n = 0; n < C; n += 2) {
             u32 b[4];
-            load_tiles_turned(b, tile + place<WIDTH>(first + 16 * k + lane % 16, c + n + lane / 16));
+            load_tiles_turned(b, from + 16 * k * WIDTH + place_after<WIDTH>(own, n / 2));
 #pragma unroll
             for (int m = 0; m < M; m++) {
-                multiply_add(o[m][n], a[m], b[0], b[1], T());
-                multiply_add(o[m][n + 1], a[m], b[2], b[3], T());
+                multiply_add(o[m][n], a[m][k], b[0], b[1], T());
+                multiply_add(o[m][n + 1], a[m][k], b[2], b[3], T());
             }
         }
     }
@@ -164,7 +194,7 @@ template <int M, int N, class F> __device__ inline void each_score(F f) {
 
 // Write a warp's rows, 16 M from `first` on, where they are below `end`: through shared memory, of which the warp has as
 // many rows for itself, so that 16 bytes are written at once.
-template <bool ANY, int WIDTH, class T, int M, int C>
+template <int RULES, int WIDTH, class T, int M, int C>
 __device__ inline void write_rows(
     T *room, const float (&o)[M][C][4], T *to, i64 apart, int first, int end, int c, const Problem &p) {
     const int lane = threadIdx.x % 32;
@@ -181,7 +211,7 @@ __device__ inline void write_rows(
         if (first + row < end && group * 8 < p.width) {
             const T *from = room + place<WIDTH>(row, group);
             T *const into = to + i64(first + row) * apart + group * 8;
-            if (ANY && p.odd) {
+            if constexpr (RULES & ODD) {
                 for (int i = 0; i < 8 && group * 8 + i < p.width; i++) {
                     into[i] = from[i];
                 }
@@ -217,29 +247,58 @@ __device__ inline Span queries_of(const Problem &p, Span visible, int first, int
     return {larger(0, first - p.ahead + 1 - shift), smaller(p.queries, end - 1 + p.back - shift)};
 }
 // Whether every query of [t, t_end) sees every key of [s, s_end), as far as positions say.
-__device__ inline bool all_seen(const Problem &p, Span visible, int t, int t_end, int s, int s_end) {
+__device__ inline bool all_seen(const Problem &p, int t, int t_end, int s, int s_end) {
     const int shift = p.keys - p.queries;
-    return s >= visible.begin && s_end <= visible.end && s > t_end - 1 + shift - p.back && s_end - 1 < t + shift + p.ahead;
+    return s_end <= p.keys && s > t_end - 1 + shift - p.back && s_end - 1 < t + shift + p.ahead;
 }
 
-// Minus infinity for scores of keys that are not seen. The tile begins at query t and key s, a multiple of 16; `mask`
-// begins at the batch row and head.
-template <bool TURNED, int M, int N>
-__device__ inline void hide(float (&x)[M][N][4], const Problem &p, const u32 *mask, Span visible, int t, int s) {
-    const int shift = p.keys - p.queries;
-    each_score<M, N>([&](int m, int n, int i, int row, int column) {
-        const int query = t + (TURNED ? column : row), key = s + (TURNED ? row : column);
-        const int position = query + shift;
-        const bool seen = key >= visible.begin && key < visible.end && key > position - p.back && key < position + p.ahead;
-        x[m][n][i] = seen ? x[m][n][i] : -infinity();
-    });
+// Which of keys 32 word, 32 word + 1, ... a query sees: a bit for each. `mask` begins at the batch row and head.
+__device__ inline u32 seen_by(const Problem &p, const u32 *mask, int query, int word) {
+    const int position = query + p.keys - p.queries;
+    const int begin = position - p.back + 1 - 32 * word;
+    const int end = smaller(p.keys, position + p.ahead) - 32 * word;
+    const u32 before = u32((u64(1) << smaller(larger(end, 0), 32)) - 1);
+    u32 bits = before & u32(~u64(0) << smaller(larger(begin, 0), 32));
     if (mask) {
-        each_score<M, N>([&](int m, int n, int i, int row, int column) {
-            const int query = t + (TURNED ? column : row), key = s + (TURNED ? row : column);
-            const int word = (s + (TURNED ? 16 * m : 8 * n)) / 32;
-            const u32 bits = query < p.queries && word < p.words ? mask[i64(query) * p.mask.row + word] : 0u;
-            x[m][n][i] = bits >> (key % 32) & 1 ? x[m][n][i] : -infinity();
-        });
+        bits &= query < p.queries && word < p.words ? mask[i64(query) * p.mask.row + word] : 0u;
+    }
+    return bits;
+}
+
+// Minus infinity for scores of keys that are not seen. The tile begins at query t and at key s: a multiple of 32, or
+// TURNED of 16.
+template <bool TURNED, int M, int N>
+__device__ inline void hide(float (&x)[M][N][4], const Problem &p, const u32 *mask, int t, int s) {
+    const int row = threadIdx.x % 32 / 4, column = threadIdx.x % 4 * 2;
+    if constexpr (TURNED) {
+#pragma unroll
+        for (int n = 0; n < N; n++) {
+#pragma unroll
+            for (int i = 0; i < 2; i++) {
+                const u32 bits = seen_by(p, mask, t + column + 8 * n + i, s / 32) >> (s % 32 + row);
+#pragma unroll
+                for (int m = 0; m < M; m++) {
+                    x[m][n][i] = bits >> (16 * m) & 1 ? x[m][n][i] : -infinity();
+                    x[m][n][i + 2] = bits >> (16 * m + 8) & 1 ? x[m][n][i + 2] : -infinity();
+                }
+            }
+        }
+    } else {
+#pragma unroll
+        for (int m = 0; m < M; m++) {
+#pragma unroll
+            for (int i = 0; i < 4; i += 2) {
+#pragma unroll
+                for (int n = 0; n < N; n += 4) {
+                    const u32 bits = seen_by(p, mask, t + row + 16 * m + 4 * i, s / 32 + n / 4) >> column;
+#pragma unroll
+                    for (int k = 0; k < 4; k++) {
+                        x[m][n + k][i] = bits >> (8 * k) & 1 ? x[m][n + k][i] : -infinity();
+                        x[m][n + k][i + 1] = bits >> (8 * k + 1) & 1 ? x[m][n + k][i + 1] : -infinity();
+                    }
+                }
+            }
+        }
     }
 }
 
@@ -247,21 +306,31 @@ __device__ inline void hide(float (&x)[M][N][4], const Problem &p, const u32 *ma
 
 // Scores times scale, and a bias; `dense` begins at the batch row and head, `by_difference` holds that of key s + j and
 // query t + i at j - i + from.
-template <bool TURNED, class T, int M, int N>
+template <int RULES, bool TURNED, class T, int M, int N>
 __device__ inline void adjust(
     float (&x)[M][N][4], const Problem &p, const T *dense, const float *by_difference, int from, int t, int s) {
     each_score<M, N>([&](int m, int n, int i, int row, int column) {
         x[m][n][i] *= p.scale;
     });
-    if (dense) {
-        each_score<M, N>([&](int m, int n, int i, int row, int column) {
-            const int query = t + (TURNED ? column : row), key = s + (TURNED ? row : column);
-            if (query < p.queries && key < p.keys) {
-                x[m][n][i] += wide(dense[i64(query) * p.bias.row + key * p.bias_key]);
+    if constexpr (RULES & DENSE) {
+        const int row = threadIdx.x % 32 / 4, column = threadIdx.x % 4 * 2;
+        // One query after the other, so that no more than one address is held.
+#pragma unroll
+        for (int one = 0; one < (TURNED ? 2 * N : 2 * M); one++) {
+            const int query = t + (TURNED ? column + one / 2 * 8 + one % 2 : row + 8 * one);
+            const T *const of_query = dense + i64(query) * p.bias.row;
+#pragma unroll
+            for (int other = 0; other < (TURNED ? 2 * M : 2 * N); other++) {
+                const int key = s + (TURNED ? row + 8 * other : column + other / 2 * 8 + other % 2);
+                const int m = (TURNED ? other : one) / 2, n = (TURNED ? one : other) / 2;
+                const int i = TURNED ? other % 2 * 2 + one % 2 : one % 2 * 2 + other % 2;
+                if (query < p.queries && key < p.keys) {
+                    x[m][n][i] += wide(of_query[key * p.bias_key]);
+                }
             }
-        });
+        }
     }
-    if (by_difference) {
+    if constexpr (RULES & BY_DIFFERENCE) {
         each_score<M, N>([&](int m, int n, int i, int row, int column) {
             x[m][n][i] += by_difference[(TURNED ? row - column : column - row) + from];
         });
@@ -363,7 +432,7 @@ __device__ inline void add_differences(float *to, float *room, const float (&x)[
     each_score<M, N>([&](int m, int n, int i, int row, int column) { room[row * PITCH + column] = x[m][n][i]; });
     __syncwarp();
     float near = 0, far = 0; // of differences number `lane` and `lane` + 32
-#pragma unroll
+#pragma unroll 8
     for (int row = 0; row < 16 * M; row++) {
         const int column = lane + row - (16 * M - 1);
         const float found = room[row * PITCH + (column & 31)];

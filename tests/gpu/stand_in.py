@@ -15,6 +15,7 @@ import ml_dtypes
 import numpy as np
 import stand_in_array as arrays
 import stand_in_device as device
+import stand_in_streams as streams
 from stand_in_array import FUNCTIONS, HALVES, SCALARS, UFUNCS, array, compute, inside, ndarray
 
 NAMES = cupy_names.kept()
@@ -221,7 +222,9 @@ class Function:
             given.append(a._raw if isinstance(a, ndarray) else a)
         stream = stream or device.card.stream
         most = device.card.allowed.get((self.file, self.name), 48 * 1024)
-        assert shared_mem <= most, f"{self.name}: {shared_mem} bytes of shared memory, {most} allowed"
+        assert shared_mem <= most, (
+            f"{self.name}: {shared_mem} bytes of shared memory, {most} allowed"
+        )
         device.card.launched.append(self.name)
         if device.card.emulator is None:
             return
@@ -297,19 +300,23 @@ def module():
 def cuda():
     """cupy.cuda, with its modules."""
     known = NAMES["members"]
-    members = {n: getattr(device, n) for n in known["cuda"] if hasattr(device, n)}
+    members = _of_device(known["cuda"])
     members["get_current_stream"] = lambda device_id=-1: device.card.stream
     members["get_allocator"] = lambda: device.card.allocators[-1]
     members["is_available"] = lambda: True
     part = _Part("cupy.cuda", known["cuda"], **members)
-    part.runtime = _Part("cupy.cuda.runtime", known["cuda.runtime"], **device.RUNTIME)
+    part.runtime = _Part("cupy.cuda.runtime", known["cuda.runtime"], **streams.RUNTIME)
     part.function = _Part(
         "cupy.cuda.function", known["cuda.function"], Module=Module, Function=Function
     )
     for name in ("memory", "pinned_memory", "stream", "graph"):
-        of = {n: getattr(device, n) for n in known[f"cuda.{name}"] if hasattr(device, n)}
-        setattr(part, name, _Part(f"cupy.cuda.{name}", known[f"cuda.{name}"], **of))
+        names = known[f"cuda.{name}"]
+        setattr(part, name, _Part(f"cupy.cuda.{name}", names, **_of_device(names)))
     return part
+
+
+def _of_device(names):
+    return {n: getattr(m, n) for m in (device, streams) for n in names if hasattr(m, n)}
 
 
 def cupyx():
@@ -349,7 +356,7 @@ def install(monkeypatch, emulator=None):
     from tinyplm.kernels import cuda as kernels
     from tinyplm.kernels import tensor_map
 
-    card = device.new_card()
+    card = streams.new_card()
     card.emulator, card.cupy = emulator, module()
     parts, todo = {}, [card.cupy, cupyx(), backends()]
     while todo:

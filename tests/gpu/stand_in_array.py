@@ -6,6 +6,7 @@ CuPy's results do. Python's numbers and NumPy's scalars may be mixed with arrays
 
 import numpy as np
 import stand_in_device as device
+import stand_in_streams as streams
 from stand_in_device import MemoryPointer
 
 HALVES = ("float16", "bfloat16")
@@ -54,7 +55,7 @@ class ndarray:  # noqa: N801 - CuPy's name
     itemsize = property(lambda self: self._raw.itemsize)
     nbytes = property(lambda self: self._raw.nbytes)
     flags = property(Flags)
-    device = property(lambda self: device.Device(0))
+    device = property(lambda self: streams.Device(0))
     T = property(lambda self: self.transpose())
     mT = property(lambda self: self.swapaxes(-1, -2))  # noqa: N815 - CuPy's name
     real = property(lambda self: self)

@@ -1,4 +1,4 @@
-"""The device of the stand-in for CuPy: memory and pools, pinned memory, streams, events, graphs, and what is counted.
+"""The device of the stand-in for CuPy: what is counted, memory and its pools, and memory of the host that is pinned.
 
 Work is done at once, in the order of the program, on host memory. What a real device does later, or on its own, is
 checked instead: memory that is freed turns into NaN, a copy to the host arrives when somebody waits for it, and memory
@@ -10,7 +10,7 @@ import contextlib
 import ctypes
 import os
 import sys
-import weakref
+from collections import deque
 
 import numpy as np
 
@@ -46,10 +46,9 @@ class Card:
         self.emulator = None
         self.capability, self.processors, self.shared = 80, 4, 99 * 1024
         self.allowed = {}
-        self.pool = MemoryPool()
+        self.pool = MemoryPool(most_freed=4096)
         self.allocators = [self.pool.malloc]
-        Stream.null = Stream(null=True)
-        self.streams = [Stream.null]
+        self.streams = []
         self.pinned = {}
         self.free = (75 * 10**9, 80 * 10**9)
 
@@ -75,8 +74,9 @@ class Card:
         assert not any(new.values()), new
 
     def check(self):
-        """Nothing was written outside of an array."""
+        """Nothing was written outside of an array, or to one that was gone."""
         assert not self.faults, self.faults
+        assert all((room == 0xFF).all() for room in self.pool.freed), "freed memory was written to"
 
 
 def _place():
@@ -107,6 +107,7 @@ class Memory:
         if (self.room[:begin] != 0xFF).any() or (self.room[begin + self.size :] != 0xFF).any():
             card.faults.append(f"written around an allocation of {self.size} bytes")
         self.raw[...] = 0xFF
+        self.pool.freed.append(self.room)
 
 
 class MemoryPointer:
@@ -170,10 +171,14 @@ def _host(mem, size):
 
 
 class MemoryPool:
-    """Counts what is in use; memory is not reused, so that what was freed is noticed."""
+    """Counts what is in use. What is freed stays the pool's, as addresses of it may be in a table or a graph.
 
-    def __init__(self, allocator=None):
+    It is not given to others. In the default pool, which gives it to anybody, it may not be written to any more.
+    """
+
+    def __init__(self, allocator=None, most_freed=None):
         self.used = self.most = self.limit = 0
+        self.freed = deque(maxlen=most_freed)
 
     def malloc(self, size):
         if self.limit and self.used + size > self.limit:
@@ -263,207 +268,5 @@ def zeros_pinned(shape, dtype=float, order="C"):
     return made
 
 
-class Stream:
-    """An order of work. What it has in flight is settled when somebody waits for it."""
-
-    numbers = iter(range(1000, 1 << 30))
-
-    def __init__(self, null=False, non_blocking=False, ptds=False, priority=None):
-        self.ptr = 0 if null else next(self.numbers)
-        self.is_non_blocking, self.priority, self.device_id = non_blocking, priority, 0
-        self.captured = None
-        self.flight = []
-
-    def __enter__(self):
-        card.streams.append(self)
-        return self
-
-    def __exit__(self, *_):
-        card.streams.pop()
-
-    def use(self):
-        card.streams[-1] = self
-        return self
-
-    def do(self, work, *memory):
-        """Do it now, or keep it for the graph."""
-        if self.captured is None:
-            work()
-        else:
-            self.captured.add(work, memory)
-
-    def reading(self, given):
-        """A copy reads this host memory: it may not change until then."""
-        before = given.copy()
-
-        def settle():
-            if not np.array_equal(before, given):
-                card.faults.append("host memory was written while a copy of it was in flight")
-                raise AssertionError(card.faults[-1])
-
-        self.flight.append(settle)
-
-    def arriving(self, to, values):
-        """A copy writes this host memory: nobody can know it before."""
-        to.view(np.uint8)[...] = 0xFF
-        self.flight.append(lambda: to.__setitem__(..., values))
-
-    def settle(self, count=None):
-        count = len(self.flight) if count is None else min(count, len(self.flight))
-        done, self.flight[:count] = self.flight[:count], []
-        for work in done:
-            work()
-
-    @property
-    def done(self):
-        self.settle()
-        return True
-
-    def synchronize(self):
-        card.note("reads", "Stream.synchronize")
-        self.settle()
-
-    def record(self, event=None):
-        event = event or Event()
-        event.record(self)
-        return event
-
-    def wait_event(self, event):
-        """Order between streams is that of the program here."""
-
-    def launch_host_func(self, callback, arg):
-        self.do(lambda: callback(arg))
-
-    def is_capturing(self):
-        return self.captured is not None
-
-    def begin_capture(self, mode=None):
-        if self.ptr == 0:
-            raise RuntimeError("cannot capture on the default (legacy) stream")
-        self.captured = Graph._new()
-
-    def end_capture(self):
-        graph, self.captured = self.captured, None
-        return graph
-
-
-class Event:
-    """A place in a stream's order."""
-
-    def __init__(self, block=False, disable_timing=False, interprocess=False):
-        self.stream, self.works = None, []
-
-    def record(self, stream=None):
-        self.stream = stream or card.stream
-        self.works = list(self.stream.flight)
-
-    @property
-    def done(self):
-        self._settle()
-        return True
-
-    def synchronize(self):
-        card.note("waits", "Event.synchronize")
-        self._settle()
-
-    def _settle(self):
-        if self.stream is not None:
-            mine = [work for work in self.stream.flight if work in self.works]
-            self.stream.settle(len(mine))
-
-
-class Graph:
-    """What a stream recorded. It keeps no memory: whose owner has gone is not its own any more."""
-
-    def __init__(self, *_, **__):
-        raise NotImplementedError("a graph is made by capturing a stream")
-
-    @classmethod
-    def _new(cls):
-        graph = cls.__new__(cls)
-        graph.works, graph.memory = [], {}
-        return graph
-
-    def add(self, work, memory):
-        self.works.append(work)
-        for each in memory:
-            self.memory[id(each)] = (weakref.ref(each), weakref.ref(each.pool))
-
-    def launch(self, stream=None):
-        for memory, pool in self.memory.values():
-            if memory() is None and (pool() is None or pool() is card.pool):
-                raise AssertionError(
-                    "a graph was launched that uses memory which is freed: keep its inputs, its results and its pool"
-                )
-        stream = stream or card.stream
-        assert stream.captured is None, "a graph within a graph is not in the stand-in"
-        for work in self.works:
-            work()
-
-    def upload(self, stream=None):
-        """Nothing to do."""
-
-
 card = Card()
-"""The device in use; `stand_in.install` makes a new one."""
-
-
-def new_card():
-    global card
-    card = Card()
-    return card
-
-
-class Device:
-    """The only one."""
-
-    id, mem_info = 0, property(lambda self: card.free)
-    compute_capability = property(lambda self: str(card.capability))
-
-    def __init__(self, device=None):
-        assert device in (None, 0)
-
-    def __int__(self):
-        return 0
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        pass
-
-    def use(self):
-        return self
-
-    def synchronize(self):
-        _synchronize("Device.synchronize")
-
-
-def _synchronize(what="deviceSynchronize"):
-    card.note("reads", what)
-    for stream in {id(s): s for s in card.streams}.values():
-        stream.settle()
-
-
-RUNTIME = {
-    "CUDARuntimeError": CUDARuntimeError,
-    "deviceSynchronize": _synchronize,
-    "driverGetVersion": lambda: 13000,
-    "runtimeGetVersion": lambda: 13000,
-    "getDevice": lambda: 0,
-    "setDevice": lambda device: None,
-    "getDeviceCount": lambda: 1,
-    "getDeviceProperties": lambda device: {
-        "name": b"no card at all", "multiProcessorCount": card.processors,
-        "sharedMemPerBlockOptin": card.shared, "totalGlobalMem": card.free[1],
-    },
-    "memGetInfo": lambda: card.free,
-    "streamIsCapturing": lambda stream: card.stream.captured is not None,
-    "streamCaptureModeGlobal": 0,
-    "streamCaptureModeThreadLocal": 1,
-    "streamCaptureModeRelaxed": 2,
-}  # fmt: skip
-
-
-def get_elapsed_time(start, end):
-    return 0.0
+"""The device in use; `stand_in_streams.new_card` makes another."""

@@ -186,6 +186,7 @@ def test_what_is_written_outside_of_an_array_is_noticed(plain_card):
     with pytest.raises(AssertionError, match="around"):
         plain_card.check()
     plain_card.faults.clear()
+    plain_card.pool.freed.clear()
 
 
 def test_freed_memory_is_nan(plain_card):
@@ -193,6 +194,16 @@ def test_freed_memory_is_nan(plain_card):
     behind = x._raw
     del x
     assert np.isnan(behind).all()
+
+
+def test_freed_memory_that_is_written_to_is_noticed(plain_card):
+    x = plain_card.cupy.ones(3, np.float32)
+    behind = x._raw
+    del x
+    behind[1] = 0
+    with pytest.raises(AssertionError, match="freed memory"):
+        plain_card.check()
+    plain_card.pool.freed.clear()
 
 
 def test_pools_count_and_limit(xp):

@@ -63,21 +63,21 @@ CASES = [
 ]
 
 
-def drawn(rng, case, dtype):
+def drawn(rng, case, dtype, xp=np):
     """A and b of whole numbers up to 8, each in rows (or columns) of more values than are seen; the rest is NaN."""
     rows, columns, terms = case.sizes
     return tuple(
-        _matrix(rng, batch, shape, letter == "t", dtype)
+        _matrix(rng, batch, shape, letter == "t", dtype, xp)
         for batch, shape, letter in zip(
             case.batch, ((rows, terms), (terms, columns)), case.letters, strict=True
         )
     )
 
 
-def _matrix(rng, batch, shape, turned, dtype):
+def _matrix(rng, batch, shape, turned, dtype, xp):
     rows, columns = shape[::-1] if turned else shape
     lead = () if batch is None else (batch,)
     room = np.full((*lead, rows, -(-columns // 8) * 8 + 8), np.nan, dtype)
     room[..., :columns] = rng.integers(-8, 9, (*lead, rows, columns))
-    seen = room[..., :columns]
+    seen = xp.asarray(room)[..., :columns]
     return seen.swapaxes(-1, -2) if turned else seen

@@ -204,6 +204,32 @@ def test_the_loss_is_that_of_a_slow_loop():
     assert math.isclose(objective.loss(model, made).item(), sum(lost) / len(lost), rel_tol=1e-12)
 
 
+def test_only_places_that_may_have_a_label_reach_the_head():
+    """As many of every row, so that a batch has one shape; the loss and the gradients have the same bits."""
+    objective = masked(rate=0.3)
+    ids = rows(3, 20)
+    ids[1, 12:] = PAD
+    made = prepare(objective, ids, attention_mask=(ids != PAD).astype(np.int64))
+    places, labels = made["label_places"], made["labels"]
+    counts = (labels != -100).sum(axis=1)
+    assert counts[1] < counts[0]
+    assert places.shape == (3, counts.max())
+    for row, own, count in zip(labels, places, counts, strict=True):
+        assert own[:count].tolist() == np.flatnonzero(row != -100).tolist()
+        assert (row[own[count:]] == -100).all()
+    config = BertConfig(vocab_size=1000, hidden_size=8, layers=1, heads=2, positions=20)
+    found = []
+    for batch in (made, {name: a for name, a in made.items() if name != "label_places"}):
+        model = Bert(config, rng=np.random.default_rng(0))
+        loss = objective.loss(model, batch)
+        loss.backward()
+        bits = [None if p.grad is None else p.grad.tobytes() for p in model.parameters()]
+        found.append((loss.item(), bits))
+        (tokens,) = objective.predictions(model, objective.read(model, batch), batch).values()
+        assert tokens.hidden.size == (8 * places.size if "label_places" in batch else 8 * ids.size)
+    assert found[0] == found[1]
+
+
 def test_with_next_sentences_the_loss_is_the_sum_of_both():
     nsp = NextSentence(
         classifier=CLS, separator=SEP, padding=PAD, end_of_text=SEP, ends=np.zeros(50, bool)

@@ -26,12 +26,14 @@ from typing import Any, Self
 
 import numpy as np
 
+from ..autograd import ops
 from ..autograd.ops.loss import IGNORED
+from ..backend import namespace
 from ..errors import ConfigError
 from ..text import Windows
 from ..text.sentences import framing
 from ..types import Array, Batch, Generator
-from .objective import Batches, Objective
+from .objective import Batches, Objective, Prediction
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,7 +134,11 @@ class MaskedLM(Objective):
         )
 
     def prepare(self, batch: Batch, *, rng: Generator) -> Batch:
-        """Hide what is chosen: `input_ids` as the model reads them, `labels` what they were."""
+        """Hide what is chosen: `input_ids` as the model reads them, `labels` what they were.
+
+        `label_places` (B, n) says where, so that on a card nobody has to wait to know it: first those of a row's
+        labels, in their order, and as many more without a label as the row with the most labels has.
+        """
         ids_BT = np.asarray(batch["input_ids"])
         real_BT = np.asarray(batch.get("attention_mask", np.ones_like(ids_BT))) == 1
         plain_BT = real_BT & ~np.isin(ids_BT, list(self.special))
@@ -148,7 +154,24 @@ class MaskedLM(Objective):
                 )  # whatever the padding
                 found = self._hidden(row, np.ones_like(plain), plain, self._own(row, copy))
                 made_BT[b, real], chosen_BT[b, real] = found[0][0], found[1][0]
-        return batch | {"input_ids": made_BT, "labels": np.where(chosen_BT, ids_BT, IGNORED)}
+        most = max(1, int(chosen_BT.sum(axis=1).max(initial=0)))
+        return batch | {
+            "input_ids": made_BT,
+            "labels": np.where(chosen_BT, ids_BT, IGNORED),
+            "label_places": np.argsort(~chosen_BT, axis=1, kind="stable")[:, :most],
+        }
+
+    def predictions(self, model: Any, hidden: Any, batch: Batch) -> dict[str, Prediction]:
+        """The tokens at the places that may have a label."""
+        labels_BT, places_BN = batch["labels"], batch.get("label_places")
+        if places_BN is None:
+            return super().predictions(model, hidden, batch)
+        B, T, D = hidden.shape
+        xp = namespace(places_BN)
+        rows_BN = xp.arange(B)[:, None] * T + places_BN
+        labels = xp.take_along_axis(labels_BT, places_BN, axis=1).reshape(-1)
+        chosen = ops.take_rows(ops.reshape(hidden, shape=(B * T, D)), rows_BN.reshape(-1))
+        return {"tokens": Prediction(chosen, model.head, labels)}
 
     def nothing(self, term: str, batch: Batch) -> str:
         """The message for a batch in which nothing was chosen."""

@@ -374,7 +374,7 @@ def _was(before: Array, batch: Batch, tokenizer: Tokenizer) -> list[str | None]:
 
 def _trimmed(batch: Batch) -> Batch:
     """The batch of one row without what fills it up, and without what a decoder reads behind its last label."""
-    kept = dict(batch)
+    kept = {key: values for key, values in batch.items() if key != "label_places"}  # all are shown
     S = batch["input_ids"].shape[1]
     if "attention_mask" in batch:
         real = int(np.flatnonzero(batch["attention_mask"][0])[-1]) + 1

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from .errors import DeviceMemoryError, MissingExtraError
+from .errors import ConfigError, DeviceMemoryError, MissingExtraError
 from .types import Array
 
 
@@ -36,10 +36,15 @@ def library(device: str) -> ModuleType:
     """The array library for a device name, "cpu" or "cuda".
 
     Raises:
+        ConfigError: it has another name.
         MissingExtraError: device is "cuda" and CuPy, a driver or a card is missing, or they do not fit.
     """
     if device == "cpu":
         return np
+    if device != "cuda":
+        raise ConfigError(
+            f"device is {device!r}; expected 'cpu' or 'cuda'. CUDA_VISIBLE_DEVICES chooses among cards."
+        )
     try:
         import cupy
     except ImportError as error:

@@ -259,6 +259,12 @@ def test_a_device_without_a_model_or_of_another_name_is_refused(say):
     assert "cpu, cuda" in say("gradcheck", "--device=gpu", code=2)
 
 
+@pytest.mark.parametrize("name", ["gpu", "cuda:1"])
+def test_a_device_of_another_name_is_refused_in_python(models, name):
+    with pytest.raises(ConfigError, match=f"device is '{name}'; expected 'cpu' or 'cuda'"):
+        tinyplm.from_pretrained(models("gpt2"), device=name)
+
+
 def test_a_precision_that_a_card_lacks_is_refused(models):
     with pytest.raises(ConfigError, match="bfloat16x3"):
         open_trained(models("gpt2"), device="cuda", precision="bfloat16x3")

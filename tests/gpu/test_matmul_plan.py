@@ -77,7 +77,7 @@ def test_a_plan_fits_on_its_card(card):
 
 
 def test_as_many_blocks_fit_as_are_counted_on():
-    """On a multiprocessor of compute capability 8.0: 65,536 registers and 164 KB, of which each block costs one more."""
+    """On a multiprocessor of compute capability 8.0: 65,536 registers, 164 KB of which a block costs one more."""
     for tile in (*TILES, *PLAIN_TILES):
         threads = tile.threads
         assert threads * tile.resident <= 2048

@@ -87,6 +87,9 @@ from rates published for an H100 with such tiles: nobody has measured these kern
 ENDINGS = {"plain": 18.0, "gelu": 60.0, "gelu_tanh": 35.0, "slope": 70.0, "slope_tanh": 50.0}
 """Clocks from the last product to the last store, for each sum of a thread. Guesses, from counts of instructions."""
 
+ROUNDS = 4
+"""Of tiles, for each block, that parts of sums may make: nearly even shares are worth more parts."""
+
 MOST_SUMS = 128
 """Of a thread, whose registers also hold what a result is multiplied by."""
 
@@ -106,8 +109,12 @@ def plans(problem: Problem, card: Card, split: int | None = None) -> Iterator[Pl
             continue
         down, across = matmul_plan.tiles_of(problem, tile.rows, tile.columns)
         tiles = problem.batch * down * across
-        options = [matmul_plan.cut(problem.terms, split or 1, STEP)]
-        for parts, chunk in options if split else matmul_plan.splits(problem, tiles, STEP, card):
+        options = (
+            [matmul_plan.cut(problem.terms, split, STEP)]
+            if split
+            else matmul_plan.splits(problem, tiles, STEP, card, ROUNDS)
+        )
+        for parts, chunk in options:
             last = "plain" if parts > 1 else problem.last
             if tile.sums > MOST_SUMS and last.startswith("slope"):
                 continue

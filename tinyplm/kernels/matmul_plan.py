@@ -187,12 +187,15 @@ def speed(card: Card) -> Speed:
     return SPEEDS[max(c for c in SPEEDS if c <= max(card.capability, min(SPEEDS)))]
 
 
-def splits(problem: Problem, tiles: int, depth: int, card: Card) -> list[tuple[int, int]]:
+def splits(
+    problem: Problem, tiles: int, depth: int, card: Card, rounds: int = 2
+) -> list[tuple[int, int]]:
     """Into how many parts sums may be cut, each with the terms of a part, which fill the last part too.
 
-    More parts than give every multiprocessor two blocks are no use.
+    More parts than give every multiprocessor so many rounds of tiles are no use.
     """
-    most = min(MOST_PARTS, problem.terms // LEAST_PART, 2 * card.processors // max(tiles, 1) + 1)
+    most = rounds * card.processors // max(tiles, 1) + 1
+    most = min(MOST_PARTS, problem.terms // LEAST_PART, most)
     return sorted({cut(problem.terms, parts, depth) for parts in range(1, max(most, 1) + 1)})
 
 

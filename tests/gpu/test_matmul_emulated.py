@@ -62,7 +62,9 @@ def test_without_terms_there_is_only_what_is_added(device):
         bias = np.arange(9).astype(kind)
         found = matmul_cuda.compute(a, b, bias=bias)
         np.testing.assert_array_equal(wide(found), np.tile(np.arange(9.0), (5, 1)))
-    assert matmul_cuda.compute(np.zeros((0, 4), kind), np.zeros((4, 3), kind)).shape == (0, 3)
+    for shape in ((0, 4), (0, 5, 4)):
+        found = matmul_cuda.compute(np.zeros(shape, kind), np.zeros((4, 3), kind))
+        assert found.shape == (*shape[:-1], 3)
 
 
 def test_a_result_may_have_gaps(device):

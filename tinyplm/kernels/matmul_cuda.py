@@ -5,6 +5,7 @@
 with one rounding at the end: `last` is GELU of that, or out is multiplied by GELU's slope at `other`.
 """
 
+import functools
 import struct
 from typing import Any, NamedTuple
 
@@ -20,6 +21,12 @@ RUN = 8
 _RESULT = struct.Struct("=QQQQQqqiifIIxxxx")
 _GIVEN = struct.Struct("=QqqQqqQQQQQqqiifIIxxxxiiIIIxxxx")
 """Structures of matmul_result.cu and matmul_given.cu, the first of which is in the second."""
+
+
+@functools.cache
+def _name(kind: np.dtype[Any]) -> str:
+    """As kind.name, which NumPy makes anew each time."""
+    return kind.name
 
 
 class Layout(NamedTuple):
@@ -88,7 +95,7 @@ def takes(a: Array, b: Array, *others: Array | None) -> bool:
     """Whether these are matrices, or batches of them, that `compute` knows; others have no gaps and the dtype of a."""
     kind = a.dtype
     return (
-        kind.name in cuda.TYPES
+        _name(kind) in cuda.TYPES
         and b.dtype == kind
         and a.ndim in (2, 3)
         and b.ndim in (2, 3)
@@ -104,7 +111,7 @@ def takes_result(out: Array, a: Array, b: Array) -> bool:
     """Whether the product of these can go there: values of a row lie side by side, in their dtype or in float32."""
     batch = max((a.shape[:-2], b.shape[:-2]))
     return (
-        out.dtype.name in (a.dtype.name, "float32")
+        _name(out.dtype) in (_name(a.dtype), "float32")
         and out.shape == (*batch, a.shape[-2], b.shape[-1])
         and (out.shape[-1] <= 1 or out.strides[-1] == out.itemsize)
         and min(out.strides) >= 0
@@ -124,7 +131,7 @@ def compute(
 ) -> Array:
     """The product, in a new array if none is given; `takes` holds for all of them."""
     a_lies, b_lies = layout(a), layout(b)
-    batch = max(len(x) if x.ndim == 3 else 1 for x in (a, b))
+    batch = next((len(x) for x in (a, b) if x.ndim == 3 and len(x) != 1), 1)
     (rows, terms), columns = a.shape[-2:], b.shape[-1]
     if out is None:
         shape = (rows, columns) if a.ndim == b.ndim == 2 else (batch, rows, columns)
@@ -139,7 +146,7 @@ def compute(
         out_lies = Layout(False, out.strides[-2] // out.itemsize, out_lies.step)
     given = Operands(a, b, out, a_lies, b_lies, out_lies, bias, other, before, keep)
     problem = Problem(
-        batch, rows, columns, terms, a.dtype.name, out.dtype.name, a_lies.turned, b_lies.turned,
+        batch, rows, columns, terms, _name(a.dtype), _name(out.dtype), a_lies.turned, b_lies.turned,
         _even(a, a_lies) and _even(b, b_lies),
         _even(out, out_lies)
         and columns * a.itemsize % 16 == 0

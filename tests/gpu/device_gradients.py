@@ -56,7 +56,7 @@ def _half_unit(dtype: np.dtype) -> float:
 
 
 def _on_device(name, sample) -> tuple[list[Array | None], list[Array]]:
-    """Results and gradients, as NumPy's arrays, and the gradient that came in; results have the CPU's dtypes, losses float32."""
+    """Results, of the CPU's dtypes but losses in float32, and gradients, by NumPy; and the gradient that came in."""
     given = placed(sample.inputs, "cuda")
     keywords = {k: placed(v, "cuda") for k, v in sample.keywords().items()}
     result, pullback = OPS[name].on_arrays(*given, **keywords)

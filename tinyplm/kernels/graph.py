@@ -6,6 +6,7 @@ work begins. A graph is such work, recorded once: one launch repeats all of it, 
 """
 
 import contextlib
+import gc
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -102,7 +103,7 @@ class Worker:
 
     def recorded(self, work: Callable[[], None], pool: Any) -> Any:
         """A graph of the work, which is not done; `graph.launch()` does it."""
-        with self._cupy.cuda.using_allocator(pool.malloc):
+        with self._cupy.cuda.using_allocator(pool.malloc), _nothing_collected():
             self._stream.begin_capture()
             try:
                 work()
@@ -172,6 +173,19 @@ class _Slot:
             self.memory = self._cupy.empty(size, np.uint8)
             # It may have been freed with work under way that the other stream does not wait for.
             self._cupy.cuda.get_current_stream().synchronize()
+
+
+@contextlib.contextmanager
+def _nothing_collected() -> Iterator[None]:
+    """What is collected may wait for the device, which must not happen while work is recorded."""
+    gc.collect()
+    was = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was:
+            gc.enable()
 
 
 def _event(cupy: Any) -> Any:

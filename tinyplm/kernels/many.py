@@ -163,7 +163,7 @@ class Clipping:
     def __init__(self, like: Array) -> None:
         self.found = cuda.empty(like, (2,), np.float64, zeros=True)
         self.factor = cuda.empty(like, (2,), np.float32, zeros=True)
-        self._sizes: list[int] | None = None
+        self._pieces: dict[tuple[int, ...], Pieces] = {}  # kept, as a graph may use them
 
     def __call__(self, gradients: Sequence[Array], losses: Array, limit: float | None) -> None:
         """Look at the gradients.
@@ -176,10 +176,10 @@ class Clipping:
         gradients, most = whole(gradients), math.inf if limit is None else limit
         if not cuda.usable() or not all(cuda.takes(g) for g in gradients):
             return self._in_plain_code(gradients, losses, most)
-        sizes = [g.size for g in gradients]
-        if sizes != self._sizes:
-            self._pieces, self._sizes = Pieces(losses, sizes), sizes
-        sums = _squares_on_device(self._pieces, losses, gradients)
+        sizes = tuple(g.size for g in gradients)
+        if sizes not in self._pieces:
+            self._pieces[sizes] = Pieces(losses, sizes)
+        sums = _squares_on_device(self._pieces[sizes], losses, gradients)
         cuda.launch(
             "adam", "clip_by_norm", 1, SUMMING,
             sums, sums.size, losses, losses.size, float(most), self.found, self.factor,

@@ -58,7 +58,7 @@ class AdamW(Optimizer):
     ) -> None:
         self.rule = _Rule(beta_1=beta_1, beta_2=beta_2, eps=eps, weight_decay=weight_decay)
         super().__init__(parameters)
-        self._updates: Updates | None = None
+        self._updates: dict[tuple[str, ...], Updates] = {}  # kept, as a graph may use them
 
     def memory(self, p: Tensor) -> dict[str, tuple[int, ...]]:
         """Both moments."""
@@ -91,16 +91,18 @@ class AdamW(Optimizer):
         given = {name: p.grad for name, p in self.parameters.items() if p.grad is not None}
         behind = [self.values_behind(name, self.parameters[name]) for name in given]
         values = [value for value, _ in behind]
-        if self._updates is None or not self._updates.are_of(values):
+        updates = self._updates.get(tuple(given))
+        if updates is None or not updates.are_of(values):
             memory = [self._memory[name] for name in given]
-            self._updates = updates_of(
+            updates = updates_of(
                 values,
                 [m["mean"] for m in memory],
                 [m["square"] for m in memory],
                 [value.ndim >= 2 for value in values],
                 [copy for _, copy in behind],
             )
-        if self._updates is None:
+        if updates is None:
             super().apply(numbers, shrink)
         else:
-            self._updates(list(given.values()), numbers, shrink)
+            self._updates[tuple(given)] = updates
+            updates(list(given.values()), numbers, shrink)

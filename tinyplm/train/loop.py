@@ -98,24 +98,27 @@ def train(
     update = Update(model, objective, optimizer, model.parameters(), accumulate, clip, rng)
     place = place_of(update, graph=graph)
     waiting = _Waiting(place)
-    for number in itertools.count(start) if steps is None else range(start, steps):
-        began = time.perf_counter()
-        given = list(itertools.islice(batches, accumulate))
-        if len(given) < accumulate:
-            raise DataError(
-                f"The batches ended after {number} updates, but training goes on"
-                + (f" to {steps}. " if steps is not None else " without end. ")
-                + "Pass an iterator without end, such as tinyplm.text.Windows, or fewer steps."
-            )
-        prepared = [objective.prepare(batch, rng=rng) for batch in given]
-        counts = _added([objective.counts(batch) for batch in prepared])
-        rate = schedule(number)
-        numbers = place.update(prepared, counts, rate)
-        tokens = sum(int(batch["input_ids"].size) for batch in prepared)
-        step = Step(number + 1, rate, tokens, time.perf_counter() - began)
-        waiting.add(step, numbers)
-        yield step
-    waiting.read()
+    try:
+        for number in itertools.count(start) if steps is None else range(start, steps):
+            began = time.perf_counter()
+            given = list(itertools.islice(batches, accumulate))
+            if len(given) < accumulate:
+                raise DataError(
+                    f"The batches ended after {number} updates, but training goes on"
+                    + (f" to {steps}. " if steps is not None else " without end. ")
+                    + "Pass an iterator without end, such as tinyplm.text.Windows, or fewer steps."
+                )
+            prepared = [objective.prepare(batch, rng=rng) for batch in given]
+            counts = _added([objective.counts(batch) for batch in prepared])
+            rate = schedule(number)
+            numbers = place.update(prepared, counts, rate)
+            tokens = sum(int(batch["input_ids"].size) for batch in prepared)
+            step = Step(number + 1, rate, tokens, time.perf_counter() - began)
+            waiting.add(step, numbers)
+            yield step
+        waiting.read()
+    finally:
+        place.close()
 
 
 class _Waiting:

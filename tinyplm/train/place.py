@@ -23,7 +23,7 @@ from ..optim import gradient_norm, shrink
 from ..types import Array, Batch, Generator
 
 GRAPHS = 4
-"""Graphs that are kept, for so many kinds of batches."""
+"""Kinds of batches that have graphs, the first that come again: each takes the memory of a step."""
 
 REMEMBERED = 64
 """Kinds of batches that are counted, to see which come again."""
@@ -85,6 +85,10 @@ class Place(Protocol):
         """The last updates were left out, as the first of them was not finite."""
         ...
 
+    def close(self) -> None:
+        """No more updates follow."""
+        ...
+
 
 def place_of(update: Update, *, graph: bool | None = None) -> Place:
     """Where the model's parameters lie.
@@ -124,6 +128,9 @@ class OnHost:
     def rewind(self, updates: int) -> None:
         """Nothing was counted."""
 
+    def close(self) -> None:
+        """Nothing is under way."""
+
 
 class OnCard:
     """On a card. Batches are sent ahead, numbers come late, and a step that comes again is repeated as a graph.
@@ -148,10 +155,12 @@ class OnCard:
 
     def update(self, batches: list[Batch], counts: Mapping[str, float], rate: float) -> Late:
         """As any place does."""
+        before = self._update.optimizer.steps
         try:
             return self._run(batches, counts, rate)
-        except MemoryError as error:
-            if isinstance(error, DeviceMemoryError):
+        except Exception as error:
+            self.rewind(self._update.optimizer.steps - before)
+            if isinstance(error, DeviceMemoryError) or not isinstance(error, MemoryError):
                 raise
             raise DeviceMemoryError(
                 f"No room on the card for this step ({error}). Use a smaller --batch with more --accumulate, shorter "
@@ -160,8 +169,13 @@ class OnCard:
             ) from error
 
     def rewind(self, updates: int) -> None:
-        """The optimizer had counted them."""
+        """The optimizer had counted them. Their numbers are still on their way to memory that is about to be freed."""
+        self._worker.wait()
         self._update.optimizer.rewind(updates)
+
+    def close(self) -> None:
+        """As for rewind, memory of the card and of graphs too."""
+        self._worker.wait()
 
     def _run(self, batches: list[Batch], counts: Mapping[str, float], rate: float) -> Late:
         u = self._update
@@ -229,7 +243,8 @@ class OnCard:
             )
         except Exception as error:
             self._graph = False
-            self._forget(len(self._seen))
+            self._forget()
+            kind.pool = kind.parcel = None
             warnings.warn(
                 f"Steps are launched kernel by kernel, which is slower for small models: this one could not be "
                 f"recorded as a graph ({type(error).__name__}: {error}). --no-graph does without trying.",
@@ -261,26 +276,22 @@ class OnCard:
             return None
         # A parameter that was given another array has lost its gradient: graphs know the old one.
         if any(p.grad is not g for p, g in zip(self._update.parameters, self._left, strict=False)):
-            self._forget(len(self._seen))
+            self._forget()
         key = (
             tuple(tuple((n, a.shape, a.dtype) for n, a in there.items()) for there in sent),
             tuple(counts.items()),
         )
         kind = self._seen.setdefault(key, _Kind())
         self._seen.move_to_end(key)
-        while (
-            len(self._seen) > REMEMBERED
-            or sum(k.pool is not None for k in self._seen.values()) > GRAPHS
-        ):
-            self._forget(1)
-        return kind if kind.comes_again else None
+        if len(self._seen) > REMEMBERED:
+            del self._seen[next(k for k, other in self._seen.items() if other.pool is None)]
+        full = sum(other.pool is not None for other in self._seen.values()) >= GRAPHS
+        return kind if kind.comes_again and (kind.pool is not None or not full) else None
 
-    def _forget(self, kinds: int) -> None:
-        """Those that were seen longest ago."""
-        for _ in range(kinds):
-            _, kind = self._seen.popitem(last=False)
-            if kind.graph is not None:
-                self._worker.wait()  # it may be at work
+    def _forget(self) -> None:
+        """No step is known any more; graphs may be at work."""
+        self._worker.wait()
+        self._seen.clear()
 
 
 @dataclass(eq=False)

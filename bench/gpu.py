@@ -21,6 +21,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from tinyplm.kernels import cuda
+
 from . import gpu_plan
 from .gpu_report import Report, table
 from .gpu_worker import Record, Task, Worker
@@ -28,9 +30,9 @@ from .measure import note
 
 KEPT_BACK = 12.0
 """Seconds at the end for the table."""
-COMPILING = 8
+COMPILING = 14
 """Processes that compile at once, at most."""
-WARMING = 120.0
+WARMING = 60.0
 """Seconds that are waited at most for what peers compile."""
 SECTIONS = ("compile", "questions", "ceilings", "checks", "times")
 
@@ -57,7 +59,7 @@ def main(arguments: list[str] | None = None) -> int:
         note(f"gpu: no section {', '.join(sorted(unknown))}; known: {', '.join(SECTIONS)}")
         return 2
     if asked.kernels and not asked.sections:
-        sections = ["ceilings", "checks", "times"]
+        sections = ["compile", "ceilings", "checks", "times"]
     return Run(settings, asked.minutes * 60 - KEPT_BACK, asked.output or _folder()).all(sections)
 
 
@@ -137,6 +139,7 @@ class Run:
         self.log = self.folder / f"gpu-{now}.log"
         self.workers: list[Worker] = []
         self.lock = threading.Lock()
+        self.late = False
 
     @property
     def left(self) -> float:
@@ -163,29 +166,45 @@ class Run:
         return int(any("wrong" in r or r.get("fine") is False for r in self.report.records))
 
     def sections(self, worker: Worker, names: list[str], here: Record) -> None:
-        """One after the other; what peers compile is compiled meanwhile, until something is to be timed."""
-        warm: threading.Thread | None = None
-        if "times" in names and (tasks := gpu_plan.warm(self.settings)):
-            warm = threading.Thread(target=self.share, args=(iter(tasks),), daemon=True)
-            warm.start()
+        """One after the other; what peers compile is compiled while ours is checked."""
+        warm: list[threading.Thread] = []
         for name in names:
             note(f"{time.monotonic() - self.began:4.0f} s  {name}")
-            tasks = gpu_plan.tasks(name, self.settings, here)
             if name == "compile":
-                team = [
-                    threading.Thread(target=self.share, args=(each,), daemon=True)
-                    for each in [iter(tasks)] * min(COMPILING, os.cpu_count() or 1, len(tasks))
-                ]
-                for thread in team:
-                    thread.start()
-                for thread in team:
-                    thread.join()
+                made = [r["file"] for r in self.do(worker, gpu_plan.discover()) if "file" in r]
+                arch = here.get("architecture", "sm_90a")
+                tasks = gpu_plan.compiling([*cuda.FILES, *made], arch)
+                self.wait(self.shared(tasks, min(COMPILING, os.cpu_count() or 1)), self.left)
                 continue
-            if warm is not None and name in ("ceilings", "times"):
-                warm.join(max(0.0, min(self.left - 60, WARMING)))
-                warm = None
-            for task in tasks:
+            if name == "checks" and "times" in names:
+                warm = self.shared(gpu_plan.warm(self.settings), 1)
+            elif name == "times":
+                self.wait(warm, min(self.left - 60, WARMING))
+            for task in gpu_plan.tasks(name, self.settings):
                 self.do(worker, task)
+
+    def shared(self, tasks: list[Task], count: int) -> list[threading.Thread]:
+        """Have tasks done side by side by so many processes, each task once."""
+        rest = iter(tasks)
+        team = [
+            threading.Thread(target=self.share, args=(rest,), daemon=True)
+            for _ in range(min(count, len(tasks)))
+        ]
+        for thread in team:
+            thread.start()
+        return team
+
+    def wait(self, team: list[threading.Thread], seconds: float) -> None:
+        """Until they are done, or for so long; then what they still do is ended."""
+        end = time.monotonic() + max(0.0, seconds)
+        for thread in team:
+            thread.join(max(0.0, end - time.monotonic()))
+        self.late = True
+        for each in self.workers[1:]:
+            each.close()
+        for thread in team:
+            thread.join(10)
+        self.late = False
 
     def hired(self) -> Worker:
         """A process, ended with the run."""
@@ -195,7 +214,7 @@ class Run:
     def share(self, tasks: Iterator[Task]) -> None:
         """Do tasks in a process of their own, those that others leave."""
         worker = self.hired()
-        while True:
+        while not self.late:
             with self.lock:
                 task = next(tasks, None)
             if task is None:

@@ -6,7 +6,7 @@ backwards; of windows and padding only what is seen.
 
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -14,7 +14,7 @@ import numpy as np
 
 from tinyplm.kernels.attention import Rules, attention_forward, attention_pullback
 
-from .gpu_cases import COPY_RATE, Case, Ground, Seconds, Work, all_finite, relative
+from .gpu_cases import COPY_RATE, Case, Ground, Seconds, Work, all_finite, nans, relative, wide
 from .gpu_matmul import expected, ours
 from .gpu_timing import Way
 
@@ -108,7 +108,8 @@ def cases(settings: dict[str, Any]) -> list[Case]:
     found = []
     for way in ("forward", "backward"):
         found += [
-            _case(shape("causal", 1024, 64), way, 1, quick=True, jax=True),
+            _case(shape("causal", 1024, 64), way, 1, quick=True),
+            _case(shape("causal", 1024, 64), way, 2, jax=True),
             _case(shape("plain", 512, 64), way, 1, quick=True),
             _case(shape("causal", 4096, 64), way, 1),
             _case(shape("causal", 1024, 128), way, 2),
@@ -142,7 +143,7 @@ def _case(s: Shape, way: str, priority: int, *, quick: bool = False, jax: bool =
             predicted, source = expected(flops, moved, rates), "6.3, 6.4, without wgmma and with"
     return Case(
         family="attention",
-        what=f"attention_{'forward' if way == 'forward' else 'pullback'} {s.kind}",
+        what=f"attention_{'forward' if way == 'forward' else 'pullback'} {s.kind}" + " jax" * jax,
         shapes=str(s),
         dtype=s.dtype,
         flops=flops,
@@ -154,7 +155,21 @@ def _case(s: Shape, way: str, priority: int, *, quick: bool = False, jax: bool =
         quick=quick,
         compiles=s.kind in ("window", "padding", "bias"),
         build=partial(_build, s, way, jax),
+        files=partial(_launched, s, way),
     )
+
+
+def _launched(s: Shape, way: str, ground: Ground) -> list[str]:
+    """Launches what the case does, at a size that takes no time; which kernels those are depends on little of it."""
+    small = replace(s, B=1, H=1, T=min(s.T, 128), S=min(s.S, 128))
+    peers, ground.peers = ground.peers, ()
+    try:
+        for one in _build(small, way, False, ground).ways:
+            if one.variant == "cuda":
+                one.run(0)
+    finally:
+        ground.peers = peers
+    return []
 
 
 @dataclass
@@ -203,12 +218,12 @@ def _build(s: Shape, way: str, jax: bool, ground: Ground) -> Work:
         ways = list(ours(ground, attention_pullback, given, run))
     for one in ways:
         one.read = partial(_read, way)
-    if "torch" in ground.peers:
+    if "torch" in ground.peers and not jax:
         ways += _peers(s, way, ground, sets, mask, bias, lengths)
-    if jax and "jax" in ground.peers:
+    if jax and "jax" in ground.peers:  # a case of its own, as both bring libraries of one name
         from . import gpu_peers
 
-        given_jax = [(o.q, o.k, o.v, o.g) for o in sets[:1]]
+        given_jax = [(o.q, o.k, o.v, o.q if o.g is None else o.g) for o in sets]
         ways += gpu_peers.jax_attention(
             xp, given_jax, scale=rules.scale, causal=s.causal, backward=way == "backward"
         )
@@ -225,9 +240,8 @@ def _inputs(s: Shape, way: str, ground: Ground) -> Inputs:
     g = into = None
     if way == "backward":
         g = ground.normal((s.B, s.T, s.H, s.K), s.dtype).swapaxes(1, 2)
-        empty = ground.xp.empty((s.B, s.T, 3, s.H, s.K), q.dtype)
-        empty.view(np.uint16 if q.dtype.itemsize == 2 else np.uint32).fill(-1 % (1 << 16))
-        into = tuple(empty[:, :, i].swapaxes(1, 2) for i in range(3))
+        room = nans(ground.xp, (s.B, s.T, 3, s.H, s.K), s.dtype)
+        into = tuple(room[:, :, i].swapaxes(1, 2) for i in range(3))
     return Inputs(q, k, v, g, into)
 
 
@@ -271,11 +285,10 @@ def _heads_error(
             return math.nan
         worst = 0.0
         for i, array in enumerate(arrays):
-            found = [array[b, h] for b, h in exact]
-            right = [e[i] for e in exact.values()]
-            if found:
-                stacked = xp.concatenate([f.astype(np.float64) for f in found])
-                worst = max(worst, relative(xp, stacked, xp.concatenate(right)) / limit)
+            if exact:
+                found = xp.concatenate([wide(xp, array[b, h]) for b, h in exact])
+                right = xp.concatenate([e[i] for e in exact.values()])
+                worst = max(worst, relative(xp, found, right) / limit)
         return worst
 
     return error
@@ -285,7 +298,7 @@ def _exact(
     xp: Any, s: Shape, way: str, one: Inputs, mask: Any, bias: Any, rules: Rules, b: int, h: int
 ) -> tuple[Any, ...]:
     """The result of one head in float64, or the gradients of its queries, keys and values."""
-    q, k, v = (a[b, h].astype(np.float64) for a in (one.q, one.k, one.v))
+    q, k, v = (wide(xp, a[b, h]) for a in (one.q, one.k, one.v))
     t, key = xp.arange(s.T)[:, None] + (s.S - s.T), xp.arange(s.S)[None, :]
     seen = xp.ones((s.T, s.S), np.bool_)
     if rules.causal:
@@ -302,7 +315,7 @@ def _exact(
     p /= p.sum(axis=1, keepdims=True)
     if way == "forward":
         return (xp.matmul(p, v),)
-    g = one.g[b, h].astype(np.float64)
+    g = wide(xp, one.g[b, h])
     gp = xp.matmul(g, v.T)
     gs = p * (gp - (gp * p).sum(axis=1, keepdims=True)) * rules.scale
     return xp.matmul(gs, k), xp.matmul(gs.T, q), xp.matmul(p.T, g)

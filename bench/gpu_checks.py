@@ -5,8 +5,11 @@ sees them; whole numbers have to come out of a product exactly; each call is mad
 """
 
 import contextlib
+import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -24,16 +27,21 @@ from .gpu_cases import (
     every_kernel,
     ground_of,
     is_array,
+    nans,
     relative,
 )
 from .gpu_worker import Record, State, said
 
+TYPES = ("bfloat16", "float16", "float32")
 ROWS = ((3, 7), (64, 768), (301, 517), (7, 4096), (3, 8200))
-PRODUCTS = ((1, 1, 1), (7, 33, 65), (128, 136, 64), (300, 517, 129), (257, 136, 1024))
+PRODUCTS = ((7, 33, 65), (128, 136, 64), (300, 517, 129), (257, 136, 1024))
 LAYOUTS = ("nn", "nt", "tn", "tt")
-HEADS = ((1, 64, 64), (7, 65, 16), (65, 65, 40), (127, 127, 64), (200, 300, 80), (512, 512, 64))
+HEADS = ((7, 65, 16), (65, 65, 40), (127, 127, 64), (200, 300, 80))
 """Queries, keys, width of a head."""
-WIDE_HEADS = ((130, 130, 96), (129, 129, 128), (100, 100, 256))
+MORE_HEADS = ((1, 64, 64), (512, 512, 64), (130, 130, 96), (129, 129, 128), (100, 100, 256))
+"""With nothing but attention."""
+FACES = ("plain", "causal", "window", "padding", "bias", "dense bias", "dropout")
+"""Of attention."""
 GUARD = 64
 """Values around each new array, which nobody may write to."""
 OF_SUMS = 1e-6
@@ -43,13 +51,35 @@ OF_ATTENTION = {"float32": (1e-5, 1e-5), "float16": (5e-3, 1e-2), "bfloat16": (5
 """Forwards and backwards."""
 EXACT_TERMS = 4096
 """Of products of whole numbers up to 8, which float32 adds up exactly."""
-SCALE = 0.3
-FACES = ("plain", "causal", "window", "padding", "bias", "dense bias", "dropout")
-"""Of attention."""
+
+Given = tuple[Any, ...]
+
+
+@dataclass
+class Trial:
+    """A call of a variant, and what it has to give.
+
+    Attributes:
+        about: the call.
+        variant: that is called.
+        make: its arguments.
+        exact: results in float64, from the arguments.
+        limits: relative errors that are allowed, from the types of the results.
+        results: of what was returned, and of the arguments; those that were written to if nothing was returned.
+        whole: all numbers are whole, and the results are the exact ones rounded once.
+    """
+
+    about: Record
+    variant: Variant
+    make: Callable[[], Given]
+    exact: Callable[[Given], list[Any]]
+    limits: Callable[[list[str]], list[float]]
+    results: Callable[[Any, Given], list[Any]] | None = None
+    whole: bool = False
 
 
 def variants(settings: dict[str, Any]) -> list[tuple[str, str]]:
-    """Every kernel with every variant for the card, the readable ones last; one kernel that has none is left out."""
+    """Every kernel with every variant for the card, the readable ones last."""
     every_kernel()
     found = [
         (kernel.name, variant.name)
@@ -69,46 +99,83 @@ def family(kernel: str) -> str:
     """What the command line calls its cases by."""
     if kernel.startswith("attention"):
         return "attention"
-    return "matmul" if kernel == "product" or kernel.startswith("linear_") else "memory"
+    return "matmul" if kernel.startswith(("product", "linear_")) else "memory"
 
 
 def check(state: State, name: str, variant: str) -> Iterator[Record]:
     """One variant at all its sizes and types."""
-    ground, kernel = ground_of(state), KERNELS[name]
-    one = next(v for v in kernel.variants if v.name == variant)
+    ground = ground_of(state)
+    one = next(v for v in KERNELS[name].variants if v.name == variant)
     if one.function is None:
         yield {"failed": f"{name}: {variant} cannot be built here"}
         return
-    quick = bool(state.settings.get("quick"))
-    if name == "product":
-        yield from _products(ground, kernel, one, quick)
-    elif name in ("attention_forward", "attention_pullback"):
-        yield from _attention(ground, one, name == "attention_pullback", quick)
-    elif name in ARGUMENTS:
-        yield from _rows(ground, kernel, one, quick)
-    else:
+    if (found := trials(ground, name, one, bool(state.settings.get("quick")))) is None:
         yield {"unknown": name}
+        return
+    for trial in found:
+        record = judged(ground, trial)
+        if record is not None:
+            yield record
+    ground.free()
 
 
-def _judged(
+def trials(ground: Ground, name: str, one: Variant, quick: bool) -> Iterator[Trial] | None:
+    """Calls of a variant; None where no arguments are known."""
+    if name == "product":
+        return _of_products(ground, one, quick)
+    if name in ("attention_forward", "attention_pullback"):
+        return _of_attention(ground, name, one, quick)
+    return _of_rows(ground, KERNELS[name], one, quick) if name in ARGUMENTS else None
+
+
+def judged(ground: Ground, trial: Trial) -> Record | None:
+    """Call twice and compare; None where the variant does not take these arguments.
+
+    A failure is a record too, unless the card has been lost with it.
+    """
+    about = trial.about | {"variant": trial.variant.name}
+    try:
+        given = trial.make()
+        if not trial.variant.when(*given):
+            return None
+        found, guarded = called(ground, trial, given)
+        again, _ = called(ground, trial, given)
+        exact = trial.exact(given)
+    except Exception as error:
+        ground.card.synchronize()
+        return about | {"fine": False, "failed": said(error)}
+    if len(found) != len(exact):
+        words = f"{len(found)} results, expected {len(exact)}"
+        return about | {"fine": False, "said": words}
+    limits = trial.limits([f.dtype.name for f in found])
+    errors = []
+    for f, e in zip(found, exact, strict=True):
+        if trial.whole:
+            once = e.astype(f.dtype)
+            errors.append(0.0 if np.array_equal(f, once) else relative(np, f, e) + 1.0)
+        else:
+            errors.append(relative(np, f, e))
+    same = [f.tobytes() for f in found] == [a.tobytes() for a in again]
+    return _in_words(about, errors, limits, same, guarded)
+
+
+def _in_words(
     about: Record, errors: list[float], limits: list[float], same: bool, guarded: bool
 ) -> Record:
-    """A record that says whether all is well, and in words if not."""
-    worst = max(
-        (e / limit if e == e else math.inf for e, limit in zip(errors, limits, strict=True)),
-        default=0.0,
-    )
+    shares = [e / limit if e == e else math.inf for e, limit in zip(errors, limits, strict=True)]
     wrong = []
-    if not worst <= 1:
-        wrong.append(
-            f"errors {', '.join(f'{e:.1e}' for e in errors)}, allowed {', '.join(f'{x:.1e}' for x in limits)}"
-        )
+    if not all(share <= 1 for share in shares):
+        shown = [", ".join(f"{x:.1e}" for x in numbers) for numbers in (errors, limits)]
+        wrong.append(f"errors {shown[0]}, allowed {shown[1]}")
     if not same:
         wrong.append("other bits the second time")
     if not guarded:
         wrong.append("written outside of an array")
-    said_so = "; ".join(wrong)
-    return about | {"fine": not wrong, "errors": errors, "worst": worst, "said": said_so}
+    worst = max(shares, default=0.0)
+    return about | {"fine": not wrong, "errors": errors, "worst": worst, "said": "; ".join(wrong)}
+
+
+# ---- calling
 
 
 @contextlib.contextmanager
@@ -139,28 +206,22 @@ def unharmed(rooms: list[Any]) -> bool:
     return all(bool(((room[:edge] == 0xFF) & (room[-edge:] == 0xFF)).all()) for room, edge in rooms)
 
 
-def bits(xp: Any, array: Any) -> bytes:
-    """Of an array, wherever its values lie."""
-    return xp.asnumpy(array).tobytes()
-
-
-def called(ground: Ground, function: Any, given: tuple[Any, ...]) -> tuple[list[Any], bool]:
-    """Results in NumPy: what is returned, or the arguments that are written to; and whether the guards are whole."""
+def called(ground: Ground, trial: Trial, given: Given) -> tuple[list[Any], bool]:
+    """Results in NumPy, and whether the guards are whole; waits, so that a fault is this call's."""
     xp = ground.xp
-    own = [a.copy() if is_array(a) else a for a in given]
+    own = tuple(a.copy() if is_array(a) else a for a in given)
     with poisoned(xp) as rooms:
-        made = function(*own)
+        made = trial.variant.function(*own)  # type: ignore[misc]
         ground.card.synchronize()
-        whole = unharmed(rooms)
-        if made is None:
-            changed = [
-                a
-                for a, b in zip(own, given, strict=True)
-                if is_array(a) and bits(xp, a) != bits(xp, b)
-            ]
-            return [xp.asnumpy(a) for a in changed], whole
-        results = flattened(made)
-        return [xp.asnumpy(a) if is_array(a) else np.asarray(a) for a in results], whole
+        guarded = unharmed(rooms)
+        if trial.results is not None:
+            arrays = trial.results(made, own)
+        elif made is None:
+            pairs = [(a, b) for a, b in zip(own, given, strict=True) if is_array(a)]
+            arrays = [a for a, b in pairs if xp.asnumpy(a).tobytes() != xp.asnumpy(b).tobytes()]
+        else:
+            arrays = flattened(made)
+        return [xp.asnumpy(a) if is_array(a) else np.asarray(a) for a in arrays], guarded
 
 
 def flattened(made: Any) -> list[Any]:
@@ -170,7 +231,7 @@ def flattened(made: Any) -> list[Any]:
     return [made]
 
 
-def exactly(xp: Any, kernel: Kernel, given: tuple[Any, ...]) -> list[Any]:
+def exactly(xp: Any, kernel: Kernel, given: Given) -> list[Any]:
     """What the definition says in float64 of the same values, by NumPy."""
     wide = [_wide(xp, a) for a in given]
     before = [a.copy() if isinstance(a, np.ndarray) else a for a in wide]
@@ -191,32 +252,21 @@ def _wide(xp: Any, a: Any) -> Any:
 def _types(one: Variant, quick: bool) -> tuple[str, ...]:
     if one.name != "cuda":
         return ("float32",)
-    return ("bfloat16",) if quick else ("bfloat16", "float16", "float32")
+    return TYPES[:1] if quick else TYPES
 
 
-def _rows(ground: Ground, kernel: Kernel, one: Variant, quick: bool) -> Iterator[Record]:
-    for dtype in _types(one, quick):
-        for R, C in ROWS[1:3] if quick else ROWS:
-            about = {"what": kernel.name, "variant": one.name, "shapes": f"{R}x{C}", "dtype": dtype}
-            given = ARGUMENTS[kernel.name](ground, R, C, dtype)
-            if not one.when(*given):
-                continue
-            try:
-                found, whole = called(ground, one.function, given)
-                again, _ = called(ground, one.function, given)
-                exact = exactly(ground.xp, kernel, given)
-            except Exception as error:
-                yield about | {"fine": False, "failed": said(error)}
-                ground.card.synchronize()  # if that fails too, the process is lost
-                continue
-            if len(found) != len(exact):
-                said_so = f"{len(found)} results, expected {len(exact)}"
-                yield about | {"fine": False, "said": said_so}
-                continue
-            errors = [relative(np, f, e) for f, e in zip(found, exact, strict=True)]
-            limits = [_allowed(kernel.name, f.dtype.name, dtype) for f in found]
-            same = [f.tobytes() for f in found] == [a.tobytes() for a in again]
-            yield _judged(about, errors, limits, same, whole)
+# ---- what is called
+
+
+def _of_rows(ground: Ground, kernel: Kernel, one: Variant, quick: bool) -> Iterator[Trial]:
+    for dtype, (R, C) in itertools.product(_types(one, quick), ROWS[1:3] if quick else ROWS):
+        yield Trial(
+            {"what": kernel.name, "shapes": f"{R}x{C}", "dtype": dtype},
+            one,
+            partial(ARGUMENTS[kernel.name], ground, R, C, dtype),
+            partial(exactly, ground.xp, kernel),
+            lambda found, dtype=dtype: [_allowed(kernel.name, name, dtype) for name in found],
+        )
 
 
 def _allowed(kernel: str, result: str, given: str) -> float:
@@ -225,159 +275,169 @@ def _allowed(kernel: str, result: str, given: str) -> float:
     return allowed(kernel, result, given)
 
 
-def _products(ground: Ground, kernel: Kernel, one: Variant, quick: bool) -> Iterator[Record]:
-    """Random values, and whole numbers, of every layout; results of their type and in float32."""
-    sizes = (*PRODUCTS[1:4], (64, 72, EXACT_TERMS)) if not quick else PRODUCTS[3:4]
-    for dtype in _types(one, quick):
-        for M, N, K in sizes:
-            for layout in LAYOUTS:
-                for whole_numbers in (False, True):
-                    shapes = f"{M}x{N}x{K} {layout}" + (" whole" if whole_numbers else "")
-                    about = {
-                        "what": "product",
-                        "variant": one.name,
-                        "shapes": shapes,
-                        "dtype": dtype,
-                    }
-                    a = _operand(ground, M, K, dtype, layout[0] == "t", whole_numbers)
-                    b = _operand(ground, N, K, dtype, layout[1] == "n", whole_numbers).T
-                    if not one.when(a, b):
-                        continue
-                    try:
-                        yield _one_product(ground, kernel, one, about, a, b, whole_numbers)
-                    except Exception as error:
-                        yield about | {"fine": False, "failed": said(error)}
-                        ground.card.synchronize()
+def _of_products(ground: Ground, one: Variant, quick: bool) -> Iterator[Trial]:
+    """Random values, and whole numbers, of every layout; results of their type, in float32, and added to it."""
+    sizes = PRODUCTS[2:3] if quick else (*PRODUCTS, (64, 72, EXACT_TERMS))
+    faces = ("", "whole", "to float32", "added")
+    for dtype, size, layout, face in itertools.product(_types(one, quick), sizes, LAYOUTS, faces):
+        if dtype == "float16" and layout != "nn":
+            continue
+        M, N, K = size
+        yield Trial(
+            {"what": "product", "shapes": f"{M}x{N}x{K} {layout} {face}".strip(), "dtype": dtype},
+            one,
+            partial(_factors, ground, size, layout, dtype, face),
+            partial(_exact_product, ground.xp),
+            lambda found: [LIMITS[name] for name in found],
+            whole=face == "whole",
+        )
+
+
+def _factors(
+    g: Ground, size: tuple[int, int, int], layout: str, dtype: str, face: str
+) -> tuple[Any, ...]:
+    M, N, K = size
+    a = _operand(g, M, K, dtype, layout[0] == "t", face == "whole")
+    b = _operand(g, N, K, dtype, layout[1] == "n", face == "whole").T
+    if face in ("", "whole"):
+        return a, b
+    if face == "added":
+        return a, b, g.normal((M, N), "float32"), 1.0
+    return a, b, nans(g.xp, (M, N), "float32"), 0.0
 
 
 def _operand(g: Ground, rows: int, terms: int, dtype: str, turned: bool, whole: bool) -> Any:
     """(rows, terms), stored the other way around if turned."""
     shape = (terms, rows) if turned else (rows, terms)
-    made = g.integers(-8, 9, shape).astype(dtype_of(dtype)) if whole else g.normal(shape, dtype)
+    numbers = g.rng.integers(-8, 9, shape).astype(dtype_of(dtype)) if whole else None
+    made = g.normal(shape, dtype) if numbers is None else g.xp.asarray(numbers)
     return made.T if turned else made
 
 
-def _one_product(
-    ground: Ground, kernel: Kernel, one: Variant, about: Record, a: Any, b: Any, whole: bool
-) -> Record:
-    xp = ground.xp
-    exact = exactly(xp, kernel, (a, b))[0]
-    out = xp.full(exact.shape, np.nan, np.float32)
-    errors, limits, same, guarded = [], [], True, True
-    for given in ((a, b), (a, b, out, 0.0), (a, b, xp.ones(exact.shape, np.float32), 1.0)):
-        if not one.when(*given):
+def _exact_product(xp: Any, given: Given) -> list[Any]:
+    a, b = _wide(xp, given[0]), _wide(xp, given[1])
+    return [a @ b + (_wide(xp, given[2]) if len(given) == 4 and given[3] else 0)]
+
+
+def _of_attention(ground: Ground, name: str, one: Variant, quick: bool) -> Iterator[Trial]:
+    way = int(name == "attention_pullback")
+    for dtype, face in itertools.product(_types(one, quick), FACES):
+        if dtype == "float16" and face != "plain":
             continue
-        expected = exact + 1 if len(given) == 4 and given[3] else exact
-        with poisoned(xp) as rooms:
-            found = one.function(*given)
-            ground.card.synchronize()
-            guarded &= unharmed(rooms)
-        first = xp.asnumpy(found)
-        if len(given) == 2 or not given[3]:
-            same &= first.tobytes() == bits(xp, one.function(*given))
-        kept = first.astype(np.float64)
-        if whole:  # the exact sum, rounded once
-            errors.append(
-                float(not np.array_equal(kept, expected.astype(first.dtype).astype(np.float64)))
+        sizes = HEADS + MORE_HEADS if face == "plain" else HEADS
+        for size in HEADS[2:3] if quick else sizes:
+            limit = OF_ATTENTION[dtype][way]
+            yield Trial(
+                {
+                    "what": f"{name} {face}",
+                    "shapes": "2x3x{}x{}x{}".format(*size),
+                    "dtype": dtype,
+                },
+                one,
+                partial(_attended, ground, way, face, size, dtype),
+                partial(_exact_attention, ground.xp, way),
+                lambda found, limit=limit: [limit] * len(found),
+                _gradients if way else (lambda made, given: [made.y]),
             )
-            limits.append(0.5)
-        else:
-            errors.append(relative(np, first, expected))
-            limits.append(LIMITS[first.dtype.name])
-    return _judged(about, errors, limits, same, guarded)
 
 
-# ---- attention
-
-
-def _attention(ground: Ground, one: Variant, backward: bool, quick: bool) -> Iterator[Record]:
-    for dtype in _types(one, quick):
-        for face in FACES:
-            wide = face == "plain" and not quick
-            for T, S, K in HEADS[3:4] if quick else HEADS + WIDE_HEADS if wide else HEADS[1:5]:
-                what = "attention_pullback" if backward else "attention_forward"
-                about = {
-                    "what": f"{what} {face}", "variant": one.name, "shapes": f"2x3x{T}x{S}x{K}", "dtype": dtype,
-                }  # fmt: skip
-                try:
-                    record = _one_attention(ground, one, backward, face, about, (T, S, K))
-                except Exception as error:
-                    record = about | {"fine": False, "failed": said(error)}
-                    ground.card.synchronize()
-                if record is not None:
-                    yield record
-
-
-def _one_attention(
-    ground: Ground,
-    one: Variant,
-    backward: bool,
-    face: str,
-    about: Record,
-    size: tuple[int, int, int],
-) -> Record | None:
-    (T, S, K), xp, dtype = size, ground.xp, about["dtype"]
-    q = ground.normal((2, T, 3, 3, K), dtype)[:, :, 1].swapaxes(1, 2)  # heads that lie apart
-    k, v = (ground.normal((2, 3, S, K), dtype) for _ in range(2))
-    mask = None
+def _attended(
+    g: Ground, way: int, face: str, size: tuple[int, int, int], dtype: str
+) -> tuple[Any, ...]:
+    """Two batch rows and three heads, some of which lie apart in memory."""
+    (T, S, K), xp = size, g.xp
+    q = g.normal((2, T, 3, 3, K), dtype)[:, :, 1].swapaxes(1, 2)
+    k, v = (g.normal((2, 3, S, K), dtype) for _ in range(2))
+    mask = bias = None
     if face == "padding":
         lengths = np.array([S, max(1, S // 3)])
         mask = xp.asarray((np.arange(S)[None, :] < lengths[:, None])[:, None, None, :])
-    bias = None
-    if face == "bias":
-        bias = ground.normal((3, S + T - 1), "float32")
+    elif face == "bias":
+        bias = g.normal((3, S + T - 1), "float32")
     elif face == "dense bias":
-        bias = ground.normal((1, 3, T, S), dtype)
-    causal = face in ("causal", "window") and S >= T
+        bias = g.normal((1, 3, T, S), dtype)
     rules = Rules(
-        causal=causal,
+        causal=face in ("causal", "window"),
         mask=mask,
-        scale=SCALE,
+        scale=0.3,
         rate=0.25 if face == "dropout" else 0.0,
         seed=2**40 + 17,
         window=max(2, S // 4) if face == "window" else None,
     )
     given = (q, k, v, bias, rules, False)
-    if not backward:
-        if not one.when(*given):
-            return None
-        return _compared(ground, one, about, given, attention_forward, 0)
+    if not way:
+        return given
     found = attention_forward(*given)
-    g = ground.normal((2, T, 3, K), dtype).swapaxes(1, 2)
-    into = tuple(xp.full(a.shape, np.nan, a.dtype) for a in (q, k, v))
-    whole = (g, None, q, k, v, bias, rules, found, into)
-    if not one.when(*whole):
-        return None
-    return _compared(ground, one, about, whole, attention_pullback, 1)
+    into = tuple(nans(xp, a.shape, dtype) for a in (q, k, v))
+    gradient = g.normal((2, T, 3, K), dtype).swapaxes(1, 2)
+    return gradient, None, q, k, v, bias, rules, found, into
 
 
-def _compared(
-    ground: Ground, one: Variant, about: Record, given: tuple[Any, ...], kernel: Kernel, way: int
-) -> Record:
-    xp = ground.xp
-    results, guarded = [], True
-    for _ in range(2):
-        with poisoned(xp) as rooms:
-            made = one.function(*given)
-            ground.card.synchronize()
-            guarded &= unharmed(rooms)
-        arrays = [made.y] if way == 0 else [*given[-1], *([made] if made is not None else [])]
-        results.append([xp.asnumpy(a) for a in arrays])
-    exact = _exact(xp, kernel, given, way)
-    limit = OF_ATTENTION[about["dtype"]][way]
-    errors = [relative(np, f, e) for f, e in zip(results[0], exact, strict=True)]
-    same = [a.tobytes() for a in results[0]] == [a.tobytes() for a in results[1]]
-    return _judged(about, errors, [limit] * len(errors), same, guarded)
+def _gradients(made: Any, given: Given) -> list[Any]:
+    return [*given[-1], *([] if made is None else [made])]
 
 
-def _exact(xp: Any, kernel: Kernel, given: tuple[Any, ...], way: int) -> list[Any]:
+def _exact_attention(xp: Any, way: int, given: Given) -> list[Any]:
     """The definitions in float64, the backward one from a forward pass of its own."""
-    start = 2 if way else 0
-    q, k, v, bias, rules = (_wide(xp, a) for a in given[start : start + 5])
+    q, k, v, bias, rules = (_wide(xp, a) for a in given[2 * way : 2 * way + 5])
     rules = rules._replace(mask=None if rules.mask is None else xp.asnumpy(rules.mask))
     found = attention_forward.definition(q, k, v, bias, rules, False)
-    if way == 0:
+    if not way:
         return [found.y]
     into = tuple(map(np.zeros_like, (q, k, v)))
-    g_bias = kernel.definition(_wide(xp, given[0]), None, q, k, v, bias, rules, found, into)
-    return [*into, *([] if g_bias is None else [g_bias])]
+    g = _wide(xp, given[0])
+    return _gradients(
+        attention_pullback.definition(g, None, q, k, v, bias, rules, found, into), (into,)
+    )
+
+
+# ---- what all this launches
+
+
+def discover(state: State) -> Iterator[Record]:
+    """Files of device code, templates with what they are made for, that checks and cases will launch.
+
+    They are called with nothing launched: what they ask for is all that is wanted.
+    """
+    from .gpu_cases import cases
+
+    ground, seen = ground_of(state), set(cuda.FILES)
+    asked: list[str] = []
+    own, cuda.launch = cuda.launch, lambda file, *rest, **options: asked.append(file)
+    try:
+        for work in itertools.chain(_calls(ground, state), _runs(ground, cases(state.settings))):
+            with contextlib.suppress(Exception):  # it will fail again where that is told
+                work()
+            for file in asked:
+                if file not in seen:
+                    seen.add(file)
+                    yield {"file": file}
+            asked.clear()
+    finally:
+        cuda.launch = own
+
+
+def _calls(ground: Ground, state: State) -> Iterator[Callable[[], object]]:
+    quick = bool(state.settings.get("quick"))
+    for name, variant in variants(state.settings):
+        one = next(v for v in KERNELS[name].variants if v.name == variant)
+        if variant == "cuda" and one.function is not None:
+            for trial in trials(ground, name, one, quick) or ():
+                yield partial(_call, trial)
+
+
+def _call(trial: Trial) -> None:
+    given = trial.make()
+    if trial.variant.when(*given):
+        trial.variant.function(*given)  # type: ignore[misc]
+
+
+def _runs(ground: Ground, cases: list[Any]) -> Iterator[Callable[[], object]]:
+    for case in cases:
+        if case.files is not None:
+            yield partial(_run, ground, case)
+
+
+def _run(ground: Ground, case: Any) -> None:
+    for file in case.files(ground):
+        cuda.launch(file)

@@ -88,8 +88,9 @@ def _libraries() -> dict[str, str]:
     with contextlib.suppress(Exception):
         import torch
 
-        found["cudnn of torch"] = str(torch.backends.cudnn.version())
-        found["cuda of torch"] = str(torch.version.cuda)
+        if torch.version.cuda is not None:
+            found["cuda of torch"] = str(torch.version.cuda)
+            found["cudnn of torch"] = str(torch.backends.cudnn.version())
     with contextlib.suppress(Exception):
         from cupy_backends.cuda.libs import cublas
 

@@ -20,6 +20,8 @@ from .gpu_cases import (
     all_finite,
     is_array,
     relative,
+    some,
+    wide,
 )
 from .gpu_timing import Way
 
@@ -170,7 +172,9 @@ def plans(M: int, N: int, K: int, layout: str, dtype: str) -> list[str]:
     return list(dict.fromkeys(p.name for p in _offered(M, N, K, layout, dtype)))
 
 
-def files(M: int, N: int, K: int, layout: str, dtype: str, forced: bool) -> list[str]:
+def files(
+    M: int, N: int, K: int, layout: str, dtype: str, forced: bool, ground: Ground
+) -> list[str]:
     """Templates that a product launches; of all plans if they are all timed."""
     offered = _offered(M, N, K, layout, dtype)
     return list(dict.fromkeys(p.file for p in (offered if forced else offered[:1])))
@@ -196,13 +200,13 @@ def _rows_error(ground: Ground, a: Any, b: Any) -> Callable[[tuple[Any, ...]], f
         0, each, len(range(0, M - each + 1, each))
     )
     picked = xp.asarray(rows)
-    exact = xp.matmul(a[picked].astype(np.float64), b.astype(np.float64))
+    exact = xp.matmul(some(xp, a, picked), wide(xp, b))
 
     def error(results: tuple[Any, ...]) -> float:
         (y,) = results
         if not all_finite(xp, y):
             return math.nan
-        return relative(xp, y[picked], exact) / LIMITS[y.dtype.name]
+        return relative(xp, some(xp, y, picked), exact) / LIMITS[y.dtype.name]
 
     return error
 
@@ -252,22 +256,22 @@ def _build_fused(name: str, N: int, K: int, ground: Ground) -> Work:
 
         ways += gpu_peers.eager_and_compiled(ground.xp, _TORCH[name], sets)
     rows = ground.rng.integers(0, TOKENS, 256)
-    wide = tuple(
-        (a[ground.xp.asarray(rows)] if a.ndim == 2 and len(a) == TOKENS else a).astype(np.float64)
+    xp, picked = ground.xp, ground.xp.asarray(rows)
+    whole = [
+        (some(xp, a, picked) if a.ndim == 2 and len(a) == TOKENS else wide(xp, a))
         if is_array(a)
         else a
         for a in sets[0]
-    )
-    exact = kernel.definition(*wide)
+    ]
+    exact = kernel.definition(*whole)
     exact = exact if isinstance(exact, tuple) else (exact,)
-    picked = ground.xp.asarray(rows)
 
     def error(results: tuple[Any, ...]) -> float:
         # PyTorch returns what comes last alone.
         pairs = list(zip(reversed(results), reversed(exact), strict=False))
-        if not all(all_finite(ground.xp, y) for y, _ in pairs):
+        if not all(all_finite(xp, y) for y, _ in pairs):
             return math.nan
-        return max(relative(ground.xp, y[picked], e) for y, e in pairs) / LIMITS["bfloat16"]
+        return max(relative(xp, some(xp, y, picked), e) for y, e in pairs) / LIMITS["bfloat16"]
 
     return Work(ways, error)
 

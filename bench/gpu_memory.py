@@ -11,7 +11,18 @@ import numpy as np
 from tinyplm.kernels.registry import KERNELS
 
 from .gpu_arguments import ARGUMENTS
-from .gpu_cases import LIMITS, Case, Ground, Work, all_finite, allowed, is_array, relative
+from .gpu_cases import (
+    LIMITS,
+    Case,
+    Ground,
+    Work,
+    all_finite,
+    allowed,
+    is_array,
+    relative,
+    some,
+    wide,
+)
 from .gpu_matmul import ours
 from .gpu_timing import Way
 
@@ -163,8 +174,8 @@ def _exactly(ground: Ground, kernel: Any, given: tuple[Any, ...]) -> list[Any] |
     """By the definition on the card in float64; None if there is no room for that, or it works in place."""
     if sum(a.size for a in given if is_array(a)) > CHECKED:
         return None
-    wide = [a.astype(np.float64) if is_array(a) and a.dtype.kind not in "iub" else a for a in given]
-    made = kernel.definition(*wide)
+    full = [wide(ground.xp, a) if is_array(a) and a.dtype.kind not in "iub" else a for a in given]
+    made = kernel.definition(*full)
     if made is None:
         return None
     return list(made) if isinstance(made, tuple) else [made]
@@ -211,9 +222,8 @@ def _loss(ground: Ground) -> Work:
             xp, _torch_loss, [(logits, labels, share)], "by its formula"
         )
     rows = xp.asarray(np.sort(ground.rng.integers(0, TOKENS, LOSS_ROWS)))
-    wide, right = logits[rows].astype(np.float64), np.zeros(LOSS_ROWS)
-    exact_losses = xp.asarray(right)
-    kernel.definition(wide, exact_losses, labels[rows], share[rows].astype(np.float64), 0.0, True)
+    right, exact_losses = some(xp, logits, rows), xp.zeros(LOSS_ROWS)
+    kernel.definition(right, exact_losses, labels[rows], wide(xp, share[rows]), 0.0, True)
 
     def error(results: tuple[Any, ...]) -> float:
         found, gradient = results
@@ -221,7 +231,7 @@ def _loss(ground: Ground) -> Work:
             return math.nan
         return max(
             relative(xp, found[rows], exact_losses) / LIMITS["float32"],
-            relative(xp, gradient[rows], wide) / LIMITS["bfloat16"],
+            relative(xp, some(xp, gradient, rows), right) / LIMITS["bfloat16"],
         )
 
     return Work(ways, error)
@@ -234,9 +244,9 @@ def _adamw(ground: Ground) -> Work:
 
 def _norm(ground: Ground) -> Work:
     xp, g = ground.xp, ground.normal((PARAMETERS,), "bfloat16")
-    wide = g.astype(np.float64)
+    full = wide(xp, g)
     found = work(ground, "sum_of_squares", [(g,)], None)
-    right = float(xp.dot(wide, wide))
+    right = float((full * full).sum())
 
     def error(results: tuple[Any, ...]) -> float:
         return abs(float(results[0]) - right) / right / LIMITS["bfloat16"]
@@ -297,7 +307,7 @@ def _torch_optimizer(ground: Ground, shapes: list[tuple[int, ...]]) -> Way:
 def _taken(ground: Ground) -> Work:
     table = ground.normal((VOCABULARY, WIDTH), "bfloat16")
     sets = [(table, ground.integers(0, VOCABULARY, (TOKENS,))) for _ in range(2)]
-    return work(ground, "copy_rows", sets, [table[sets[0][1]].astype(np.float64)])
+    return work(ground, "copy_rows", sets, [some(ground.xp, table, sets[0][1])])
 
 
 def _added(ground: Ground) -> Work:

@@ -7,7 +7,7 @@ from tinyplm.kernels import cuda
 from .gpu_cases import COPY_RATE, PRODUCT_RATE, cases
 from .gpu_questions import QUESTIONS
 from .gpu_report import micro, short
-from .gpu_worker import Record, Task
+from .gpu_worker import Task
 
 CEILINGS = ("copy", "fill", "product bfloat16", "product bfloat16 of torch", "product float32")
 
@@ -17,14 +17,8 @@ def here() -> Task:
     return Task("here", "here", "bench.gpu_here:here", seconds=3, limit=60)
 
 
-def tasks(section: str, settings: dict[str, Any], found: Record) -> list[Task]:
-    """Those of a section, on the card that was found, in their order."""
-    if section == "compile":
-        arch = found.get("architecture", "sm_90a")
-        return [
-            Task("compile", f"compile {file}", "bench.gpu_here:compiled", (file, arch), 3, 120)
-            for file in files(settings)
-        ]
+def tasks(section: str, settings: dict[str, Any]) -> list[Task]:
+    """Those of a section, in their order."""
     if section == "questions":
         return [
             Task("questions", name, "bench.gpu_questions:ask", (name,), 3, 40) for name in QUESTIONS
@@ -49,12 +43,15 @@ def tasks(section: str, settings: dict[str, Any], found: Record) -> list[Task]:
     ]
 
 
-def files(settings: dict[str, Any]) -> list[str]:
-    """Every file of kernels, and every configuration of a template that the cases would launch."""
-    found = list(cuda.FILES)
-    for case in cases(settings):
-        found += [file for file in case.files() if file not in found]
-    return found
+def discover() -> Task:
+    """Which configurations of templates will be launched."""
+    return Task("discover", "discover", "bench.gpu_checks:discover", (), 20, 120)
+
+
+def compiling(files: list[str], arch: str) -> list[Task]:
+    """Every file of kernels, and every configuration of a template that will be launched."""
+    function = "bench.gpu_here:compiled"
+    return [Task("compile", f"compile {file}", function, (file, arch), 3, 120) for file in files]
 
 
 def warm(settings: dict[str, Any]) -> list[Task]:
@@ -83,6 +80,6 @@ def dry(settings: dict[str, Any]) -> str:
         )
     lines.append(
         f"floors at {PRODUCT_RATE / 1e12:.0f} TFLOP/s and {COPY_RATE / 1e12:.1f} TB/s; "
-        f"{len(QUESTIONS)} questions, {len(files(settings))} files to compile"
+        f"{len(QUESTIONS)} questions, {len(cuda.FILES)} files to compile, and templates as they are launched"
     )
     return "\n".join(lines)

@@ -99,8 +99,8 @@ class Worker:
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(process.pid, signal.SIGKILL)
         with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(20)
-        self._reader.join(5)
+            process.wait(5)
+        self._reader.join(2)
 
     def _start(self) -> None:
         self._lines = queue.Queue()
@@ -109,6 +109,7 @@ class Worker:
                 [sys.executable, "-m", "bench.gpu_worker"],
                 stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log,
                 text=True, encoding="utf-8", cwd=ROOT, start_new_session=True,
+                env=os.environ | {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"},
             )  # fmt: skip
         given = self._process.stdout, self._lines
         self._reader = threading.Thread(target=_read, args=given, daemon=True)
@@ -129,7 +130,7 @@ class Worker:
             except queue.Empty:
                 raise _LostError("it took too long and was ended; does a kernel hang?") from None
             if line is None:
-                code = self._process.wait(20)  # type: ignore[union-attr]
+                code = self._process.wait(5) if self._process else "an order"
                 raise _LostError(f"its process ended with {code}; its last words are in {self.log}")
             with contextlib.suppress(ValueError):
                 answer = json.loads(line)

@@ -1,9 +1,10 @@
 """What the benchmark of a card times and checks: ours on the stand-in with emulated kernels, PyTorch's on the CPU."""
 
+import json
 import math
 import sys
 import warnings
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ if str(ROOT) not in sys.path:
     sys.path.insert(0, str(ROOT))
 
 from bench import (  # noqa: E402
+    gpu,
     gpu_arguments,
     gpu_attention,
     gpu_cases,
@@ -21,14 +23,16 @@ from bench import (  # noqa: E402
     gpu_here,
     gpu_matmul,
     gpu_memory,
+    gpu_plan,
     gpu_questions,
     gpu_steps,
 )
 from bench.gpu_attention import Shape  # noqa: E402
 from bench.gpu_cases import Case, Ground, Work  # noqa: E402
 from bench.gpu_timing import Card, Way  # noqa: E402
-from bench.gpu_worker import State  # noqa: E402
+from bench.gpu_worker import State, Task, perform  # noqa: E402
 from bench.steps import Size  # noqa: E402
+from tinyplm.kernels import cuda  # noqa: E402
 from tinyplm.kernels.registry import KERNELS  # noqa: E402
 
 SPECIAL = {"product", "attention_forward", "attention_pullback"}
@@ -138,7 +142,7 @@ def small(monkeypatch):
     monkeypatch.setattr(gpu_checks, "PRODUCTS", ((1, 1, 1), (7, 33, 65), (20, 24, 40)))
     monkeypatch.setattr(gpu_checks, "EXACT_TERMS", 64)
     monkeypatch.setattr(gpu_checks, "HEADS", ((1, 9, 16), (7, 12, 16)))
-    monkeypatch.setattr(gpu_checks, "WIDE_HEADS", ())
+    monkeypatch.setattr(gpu_checks, "MORE_HEADS", ())
     monkeypatch.setattr(gpu_checks, "_types", lambda one, quick: ("bfloat16", "float32"))
 
 
@@ -160,7 +164,8 @@ def test_a_right_product_passes_and_exactly_on_whole_numbers(state, small, monke
     found = list(gpu_checks.check(state, "product", "cuda"))
     assert all(r["fine"] for r in found), [r for r in found if not r["fine"]]
     assert {r["shapes"].split()[1] for r in found} == {"nn", "tn"}
-    assert sum("whole" in r["shapes"] for r in found) == len(found) / 2
+    for face in ("whole", "to float32", "added"):
+        assert 4 * sum(face in r["shapes"] for r in found) == len(found)
 
 
 @pytest.mark.device
@@ -211,9 +216,7 @@ def restless(made):
     [(nudged, "errors"), (lost, "errors"), (overrun, "outside"), (restless, "other bits")],
 )
 def test_a_wrong_kernel_does_not_pass(state, small, harm, said, monkeypatch):
-    variant = next(v for v in KERNELS["sum_of_squares"].variants if v.name == "cuda")
-    kernel = KERNELS["gelu_forward"]
-    variant = next(v for v in kernel.variants if v.name == "cuda")
+    variant = next(v for v in KERNELS["gelu_forward"].variants if v.name == "cuda")
     right = variant.function
     monkeypatch.setitem(variant.__dict__, "function", wrong(right, harm))
     found = list(gpu_checks.check(state, "gelu_forward", "cuda"))
@@ -231,6 +234,30 @@ def test_a_kernel_that_fails_is_told_of_and_the_next_size_goes_on(state, small, 
     monkeypatch.setitem(variant.__dict__, "function", fails)
     found = list(gpu_checks.check(state, "gelu_forward", "cuda"))
     assert [r["failed"] for r in found] == ["RuntimeError: no such kernel"] * 4
+
+
+@pytest.mark.device
+def test_what_checks_and_cases_launch_is_found_without_a_launch(card, state, small, monkeypatch):
+    shape = Shape("causal", 4, 4, 300, 300, 64)
+    few = [
+        gpu_matmul._case(300, 200, 100, "nn", priority=1),
+        gpu_attention._case(shape, "forward", 1),
+        gpu_attention._case(shape, "backward", 1),
+    ]
+    monkeypatch.setattr(gpu_cases, "cases", lambda settings: few)
+    monkeypatch.setattr(
+        gpu_checks, "variants", lambda settings: [("product", "cuda"), ("gelu_forward", "cuda")]
+    )
+    before, launch = len(card.launched), cuda.launch
+    files = [record["file"] for record in gpu_checks.discover(state)]
+    assert cuda.launch is launch
+    assert len(set(files)) == len(files)
+    assert "gelu" not in files  # which is compiled anyway
+    wanted = gpu_matmul.files(300, 200, 100, "nn", "bfloat16", False, None)
+    assert set(wanted) < set(files)
+    for kind in ("attention ", "attention_pullback "):
+        assert any(file.startswith(kind) and " bfloat16 64 " in file for file in files)
+    assert len(card.launched) == before
 
 
 # ---- cases
@@ -450,6 +477,18 @@ def test_pytorchs_attention_computes_what_ours_does(host, monkeypatch, shape, wa
 
 
 @pytest.mark.parity
+@pytest.mark.parametrize("way", ["forward", "backward"])
+def test_jaxs_attention_computes_what_ours_does(host, way):
+    pytest.importorskip("jax")
+    host.peers = ("jax",)
+    shape = Shape("causal", 2, 2, 20, 20, 16)
+    work = gpu_attention._build(shape, way, True, host)
+    peers = {w.variant.partition(",")[0]: w for w in work.ways if w.library == "jax"}
+    assert set(peers) == {"cudnn", "xla"}
+    assert assert_near(host, work, [peers["xla"]]) == 1
+
+
+@pytest.mark.parity
 def test_pytorchs_products_and_linear_layers_compute_what_ours_do(host, monkeypatch):
     monkeypatch.setattr(gpu_matmul, "TOKENS", 40)
     monkeypatch.setattr(gpu_matmul, "WIDTH", 16)
@@ -515,3 +554,59 @@ def test_questions_go_on_where_one_has_no_answer(plain_card, monkeypatch):
     assert answers["graph of cublas"]["answer"] == "no"
     assert "during stream capture" in answers["graph of cublas"]["text"]
     assert answers["rate of wgmma"]["failed"] == "RuntimeError: no machine code runs here"
+
+
+# ---- the whole
+
+
+class AtHome:
+    """Stands for a process of the card: tasks run here, on the stand-in."""
+
+    state = None
+
+    def __init__(self, settings, log):
+        log.touch()
+
+    def run(self, task, limit):
+        for record in perform(json.loads(json.dumps(asdict(task))), AtHome.state):
+            yield json.loads(json.dumps(record))
+
+    def close(self):
+        pass
+
+
+@pytest.mark.device
+def test_a_whole_run_on_the_stand_in_ends_with_a_table(state, small, monkeypatch, tmp_path, capsys):
+    few = [
+        gpu_memory._case(tiny(gpu_memory.STANDARD[0])),
+        gpu_matmul._case(70, 48, 40, "nn", priority=1),
+    ]
+    everything = gpu_cases.cases({})
+    assert any(c.compiles for c in everything)
+    monkeypatch.setattr(gpu_plan, "cases", lambda settings: few)
+    monkeypatch.setattr(gpu_cases, "cases", lambda settings: few)
+    monkeypatch.setattr(gpu.cuda, "FILES", ("gelu",))
+    monkeypatch.setattr(gpu_plan, "discover", lambda: Task("here", "d", "bench.gpu_here:here"))
+    monkeypatch.setattr(gpu_plan, "QUESTIONS", {"bfloat16 arrays": None, "graph of cublas": None})
+    monkeypatch.setattr(gpu_checks, "variants", lambda settings: [("relu_forward", "cuda")])
+    monkeypatch.setattr(gpu_here, "COPIED", 1 << 12)
+    for size in ("WIDE", "SINGLE"):
+        monkeypatch.setattr(gpu_here, size, 16)
+    monkeypatch.setattr(gpu_here, "Card", Ticking)
+    monkeypatch.setattr(gpu_here, "race", quick(gpu_here.race))
+    monkeypatch.setattr(cuda, "cache_file", lambda: None)
+    monkeypatch.setattr(gpu, "Worker", AtHome)
+    monkeypatch.setattr(AtHome, "state", state)
+    assert gpu.Run({"peers": True, "seed": 1}, 300.0, tmp_path).all(list(gpu.SECTIONS)) == 0
+    table = capsys.readouterr().out
+    for said in (
+        "no card at all", "ceiling: copy", "compiled 1 files", "bfloat16 arrays                  yes", "of cublas",
+        "correct, and twice the same bits: 4 of 4 checks", "layer_norm_forward 8x32 bf16", "product nn 70x48x40 bf16",
+    ):  # fmt: skip
+        assert said in table, said
+    assert "failed" not in table
+    (line,) = [one for one in table.splitlines() if one.startswith("layer_norm_forward")]
+    assert "1,000 1,000-1,000" in " ".join(line.split())
+    (lines,) = tmp_path.glob("*.jsonl")
+    sections = {json.loads(one)["section"] for one in lines.read_text("utf-8").splitlines()}
+    assert sections == {"here", "compile", "questions", "ceilings", "checks", "times", "done"}

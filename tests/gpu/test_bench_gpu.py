@@ -433,7 +433,7 @@ def test_what_there_is_no_time_for_is_left_out_and_listed(monkeypatch, tmp_path,
     found = {
         section: [r["name"] for r in run.report.of(section)] for section in ("times", "left out")
     }
-    wanted = [t.name for t in gpu_plan.tasks("times", {}, {})]
+    wanted = [t.name for t in gpu_plan.tasks("times", {})]
     assert found["times"][0] == wanted[0]
     assert found["times"] + found["left out"] == wanted or set(
         found["times"] + found["left out"]
@@ -449,7 +449,9 @@ def test_files_are_compiled_side_by_side_each_once(monkeypatch, tmp_path):
 
     class Compiling(Answers):
         def run(self, task, limit):
-            if task.section == "compile":
+            if task.section == "discover":
+                yield {"file": "matmul bfloat16 64"}
+            elif task.section == "compile":
                 seen.append(task.arguments)
                 time.sleep(0.001)
                 yield {"file": task.arguments[0], "seconds": 1.0}
@@ -460,7 +462,8 @@ def test_files_are_compiled_side_by_side_each_once(monkeypatch, tmp_path):
     monkeypatch.setattr(gpu.os, "cpu_count", lambda: 4)
     run = gpu.Run({"peers": False}, 600.0, tmp_path)
     assert run.all(["compile"]) == 0
-    assert sorted(seen) == sorted((f, "sm_90a") for f in gpu_plan.files({}))
+    files = [*gpu.cuda.FILES, "matmul bfloat16 64"]
+    assert sorted(seen) == sorted((f, "sm_90a") for f in files)
     assert len(run.workers) == 1 + 4
 
 

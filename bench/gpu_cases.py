@@ -62,10 +62,12 @@ class Work:
     Attributes:
         ways: ours first.
         error: of results on set 0, against float64, as a share of what is allowed; the largest of all. NaN is wrong.
+        more: fields of our records.
     """
 
     ways: list[Way]
     error: Callable[[tuple[Any, ...]], float]
+    more: Record = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -254,6 +256,7 @@ def _timed(ground: Ground, case: Case) -> Iterator[Record]:
     checked: dict[str, dict[str, Any]] = {}
     for way in work.ways:
         about = case.about() | {"library": way.library, "variant": way.variant}
+        about |= work.more if way.library == "ours" else {}
         try:
             error = _error(ground, work, way)
         except Exception as problem:

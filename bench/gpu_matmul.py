@@ -140,7 +140,9 @@ def _build(M: int, N: int, K: int, layout: str, dtype: str, forced: bool, ground
             from . import gpu_peers
 
             ways += gpu_peers.products(xp, sets)
-    return Work(ways, _rows_error(ground, *sets[0]))
+    best = _offered(M, N, K, layout, dtype)[:1]
+    planned = {"plan": best[0].name, "planned": best[0].seconds} if best and not forced else {}
+    return Work(ways, _rows_error(ground, *sets[0]), planned)
 
 
 def ours(

@@ -3,7 +3,6 @@
 Their kernels are in gpu_probes.cu. Each is asked in a process that may be lost: "no" comes with the reason.
 """
 
-import ctypes
 import functools
 import itertools
 import statistics
@@ -16,15 +15,12 @@ import numpy as np
 
 from tinyplm.backend import library
 from tinyplm.kernels import cuda
+from tinyplm.kernels.tensor_map import TensorMap, encoded
 
 from .gpu_timing import Card
 from .gpu_worker import Record, State, said
 
 PROBES = Path(__file__).with_name("gpu_probes.cu")
-BFLOAT16 = 9
-"""The driver's code of the type in a tensor map."""
-SWIZZLED = 3
-"""The driver's code of rows of 128 bytes whose chunks are swizzled."""
 WIDTH = 64
 """Values in such a row."""
 OFFSETS = (16, 128, 1024, 2048, 8192)
@@ -257,22 +253,6 @@ def _micro(seconds: Any) -> str:
 # What the machine does
 
 
-def tensor_map(array: Any, box: tuple[int, int]) -> Any:
-    """A map of a matrix of 16-bit values, to be passed by value, for copies of so many columns and rows, swizzled."""
-    driver = ctypes.CDLL("libcuda.so.1")
-    room = np.zeros(256, np.uint8)
-    made = room[-room.ctypes.data % 128 :][:128]
-    rows, columns = array.shape
-    code = driver.cuTensorMapEncodeTiled(
-        ctypes.c_void_p(made.ctypes.data), BFLOAT16, 2, ctypes.c_void_p(cuda.address(array)),
-        (ctypes.c_uint64 * 2)(columns, rows), (ctypes.c_uint64 * 1)(array.strides[0]),
-        (ctypes.c_uint32 * 2)(*box), (ctypes.c_uint32 * 2)(1, 1), 0, SWIZZLED, 2, 0,
-    )  # fmt: skip
-    if code:
-        raise RuntimeError(f"cuTensorMapEncodeTiled: {code}")
-    return made.view("V128")
-
-
 def swizzled(rows: Any) -> Any:
     """Rows of 64 values as they lie in shared memory: 16-byte chunk c of row r at chunk c xor (r mod 8)."""
     height = len(rows)
@@ -288,7 +268,11 @@ def map_by_value(state: State) -> Answer:
     xp = device(state)
     values = np.arange(100 * 96, dtype=np.uint16).reshape(100, 96)
     there, found = xp.asarray(values), {}
-    given = tensor_map(there, (WIDTH, WIDTH))
+    rows, columns = values.shape
+    box = (WIDTH, WIDTH)
+    given = encoded(
+        TensorMap(cuda.address(there), "bfloat16", (columns, rows), (values.strides[0],), box)
+    )
     for name, (column, row) in {"inside": (0, 8), "beyond": (64, 72)}.items():
         out, done = xp.full((WIDTH, WIDTH), 9, xp.uint16), xp.zeros(1, xp.int64)
         _start("box", 1, 128, given, out, done, np.int32(column), np.int32(row), plain=False)

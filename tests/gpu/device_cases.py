@@ -7,14 +7,14 @@ from kernel_cases import KERNEL_CASES
 
 from tinyplm.kernels.registry import KERNELS
 
-COMPOSED = {"linear_cross_entropy"}
-"""Kernels whose device code is that of others, in order; they have tests of their own."""
+APART = {"linear_cross_entropy", "attention_forward", "attention_pullback"}
+"""Kernels that have tests of their own: what they are called with is more than arrays and numbers, or slices of them."""
 
 VARIANTS = {
     name: variant
     for name, kernel in sorted(KERNELS.items())
     for variant in kernel.variants
-    if variant.name == "cuda" and name not in COMPOSED
+    if variant.name == "cuda" and name not in APART
 }
 """The kernels that have device code of this kind."""
 

@@ -1,5 +1,6 @@
 // The .cu files as plain C++: a thread of a block is a coroutine, and one block runs after the other. A warp runs until all
-// of it wait for the block, and only then the next: where a barrier is missing, one warp is far ahead of another.
+// of it wait for the block, and only then the next: where a barrier is missing, one warp is far ahead of another. The
+// blocks of a cluster run together, as threads of one.
 #include <algorithm>
 #include <cmath>
 #include <csetjmp>
@@ -98,6 +99,9 @@ static jmp_buf at_scheduler, at[MOST]; // to go on, which costs no call of the s
 static char stacks[MOST][STACK];
 static bool started[MOST], finished[MOST], stuck[MOST]; // stuck: until the whole block is there
 static int current, alive, alive_of_warp[MOST / 32];
+const int CLUSTER = 2; // blocks at most
+static int alive_of_block[CLUSTER];
+inline int rank() { return current / int(blockDim.x); } // of its block in a cluster
 static void (*job)();
 static long progress; // grows with all that others may wait for
 static jmp_buf at_fault;
@@ -140,7 +144,7 @@ struct Barrier { // of so many threads that have not finished
         }
     }
 };
-static Barrier of_block, of_warp[MOST / 32];
+static Barrier of_cluster, of_block[CLUSTER], of_warp[MOST / 32];
 
 // End the launch: Python is told why.
 template <class... P> [[noreturn]] inline void fail(const char *format, P... what) {
@@ -149,7 +153,7 @@ template <class... P> [[noreturn]] inline void fail(const char *format, P... wha
     _longjmp(at_fault, 1);
 }
 
-inline void __syncthreads() { of_block.wait(alive, true); }
+inline void __syncthreads() { of_block[rank()].wait(alive_of_block[rank()], true); }
 inline void __syncwarp() { of_warp[current / 32].wait(alive_of_warp[current / 32], false); }
 
 static uint64_t shown[MOST];
@@ -177,9 +181,9 @@ inline unsigned __match_any_sync(unsigned, unsigned x) {
 
 // ---- tensor_cores.cu
 
-alignas(1024) static unsigned char dynamic_room[232448 + 1024];
+alignas(1024) static unsigned char dynamic_rooms[CLUSTER][232448 + 1024];
 static long dynamic_size;
-#define DYNAMIC_SHARED(name) unsigned char *const name = dynamic_room
+#define DYNAMIC_SHARED(name) unsigned char *const name = dynamic_rooms[rank()]
 
 static const void *rows_shown[MOST];
 inline void load_tiles_as(bool turned, unsigned (&r)[4], const void *row) {
@@ -273,6 +277,7 @@ static void begin() {
     finished[current] = true;
     progress++;
     alive--;
+    alive_of_block[rank()]--;
     alive_of_warp[current / 32]--;
     std::memset(stuck, 0, sizeof stuck); // those who wait have one less to wait for
     give_way();
@@ -288,23 +293,28 @@ template <class... P> void (*Call<P...>::kernel)(P...);
 template <class... P> std::tuple<P...> Call<P...>::arguments{};
 
 template <class... P, size_t... I>
-const char *launch(void (*kernel)(P...), long blocks, int threads, long shared, void **from, std::index_sequence<I...>) {
+const char *launch(void (*kernel)(P...), long blocks, int threads, int cluster, long shared, void **from,
+                   std::index_sequence<I...>) {
     if (_setjmp(at_fault) != 0) {
         return fault;
     }
     dynamic_size = shared;
-    of_block = {};
+    of_cluster = {};
+    std::fill(of_block, of_block + CLUSTER, Barrier{});
     std::fill(of_warp, of_warp + MOST / 32, Barrier{});
     Call<P...>::kernel = kernel;
     Call<P...>::arguments = std::tuple<P...>(*static_cast<P *>(from[I])...);
     job = Call<P...>::run;
     gridDim = {unsigned(blocks), 1, 1};
     blockDim = {unsigned(threads), 1, 1};
-    for (long block = 0; block < blocks; block++) {
-        blockIdx = {unsigned(block), 0, 0};
-        alive = threads;
-        std::memset(dynamic_room, 0xff, shared + 1024);
-        for (int i = 0; i < threads; i++) {
+    const int all = threads * cluster;
+    for (long block = 0; block < blocks; block += cluster) {
+        alive = all;
+        for (int r = 0; r < cluster; r++) {
+            alive_of_block[r] = threads;
+            std::memset(dynamic_rooms[r], 0xff, shared + 1024);
+        }
+        for (int i = 0; i < all; i++) {
             alive_of_warp[i / 32] = 32; // all of ours are whole
             started[i] = finished[i] = stuck[i] = false;
             asked[i].clear();
@@ -315,28 +325,29 @@ const char *launch(void (*kernel)(P...), long blocks, int threads, long shared, 
             contexts[i].uc_link = nullptr;
             makecontext(&contexts[i], begin, 0);
         }
-        begin_block(threads);
+        begin_block(all);
         while (alive > 0) {
             const long before = progress;
-            for (int warp = 0; warp < threads; warp += 32) {
+            for (int warp = 0; warp < all; warp += 32) {
                 for (long seen = -1; seen != progress;) {
                     seen = progress;
                     for (int i = warp; i < warp + 32; i++) {
                         if (!finished[i] && !stuck[i]) {
                             current = i;
-                            threadIdx = {unsigned(i), 0, 0};
+                            threadIdx = {unsigned(i % threads), 0, 0};
+                            blockIdx = {unsigned(block + i / threads), 0, 0};
                             give_turn();
                         }
                     }
                 }
             }
             if (progress == before) {
-                nobody_goes_on(threads);
+                nobody_goes_on(all);
             }
         }
-        end_block(threads);
-        for (int i = 0; i < 1024; i++) {
-            if (dynamic_room[shared + i] != 0xff) {
+        end_block(all);
+        for (int i = 0; i < cluster * 1024; i++) {
+            if (dynamic_rooms[i / 1024][shared + i % 1024] != 0xff) {
                 fail("written behind the dynamic shared memory");
             }
         }
@@ -346,7 +357,7 @@ const char *launch(void (*kernel)(P...), long blocks, int threads, long shared, 
 template <class... P> void sizes_of(void (*)(P...), long *out) { ((*out++ = sizeof(P)), ...); }
 template <class... P> constexpr size_t count_of(void (*)(P...)) { return sizeof...(P); }
 #define LAUNCH(name) \
-    extern "C" const char *emulate_##name(long blocks, int threads, long shared, void **from) { \
-        return launch(name, blocks, threads, shared, from, std::make_index_sequence<count_of(name)>()); \
+    extern "C" const char *emulate_##name(long blocks, int threads, int cluster, long shared, void **from) { \
+        return launch(name, blocks, threads, cluster, shared, from, std::make_index_sequence<count_of(name)>()); \
     } \
     extern "C" void sizes_of_##name(long *out) { sizes_of(name, out); }

@@ -11,18 +11,18 @@ typedef unsigned long long Barrier64; // u64 of prelude.cu
 
 const unsigned SHARED_BEGIN = 512;
 inline unsigned shared_address(const void *at) {
-    const long place = static_cast<const unsigned char *>(at) - dynamic_room;
+    const long place = static_cast<const unsigned char *>(at) - dynamic_rooms[rank()];
     if (place < 0 || place >= dynamic_size) {
         fail("an address that is not in dynamic shared memory");
     }
     return SHARED_BEGIN + unsigned(place);
 }
-inline unsigned char *shared_byte(unsigned address) {
+inline unsigned char *shared_byte(unsigned address, int of = rank()) {
     const long place = long(address) - SHARED_BEGIN;
     if (place < 0 || place >= dynamic_size) {
         fail("shared memory has no byte %u", address);
     }
-    return dynamic_room + place;
+    return dynamic_rooms[of] + place;
 }
 // Where byte `at` lies with the pattern of 128 bytes: bits 4 to 6 are turned over by bits 7 to 9.
 inline unsigned swizzled(unsigned at) { return at ^ (at >> 7 & 7) << 4; }
@@ -72,6 +72,17 @@ inline void arrived(Phases *p) {
     settle(p);
 }
 inline void barrier_arrive(Barrier64 *barrier) { arrived(phases(barrier)); }
+inline Phases *phases_at(Barrier64 *barrier, unsigned of) {
+    phases(barrier); // which is to be one here too
+    Phases *const there = reinterpret_cast<Phases *>(shared_byte(shared_address(barrier), of));
+    if (there->mark != MADE) {
+        fail("no barrier in block %u of the cluster", of);
+    }
+    return there;
+}
+inline void barrier_arrive_at(Barrier64 *barrier, unsigned of) { arrived(phases_at(barrier, of)); }
+inline unsigned rank_in_cluster() { return rank(); }
+inline void meet_cluster() { of_cluster.wait(alive, true); }
 inline void barrier_expect(Barrier64 *barrier, unsigned bytes) {
     Phases *const p = phases(barrier);
     p->bytes += bytes;
@@ -79,7 +90,7 @@ inline void barrier_expect(Barrier64 *barrier, unsigned bytes) {
 }
 struct Waiting {
     const Barrier64 *barrier = nullptr;
-    unsigned parity;
+    unsigned parity, at;
 };
 static Waiting waiting[MOST];
 inline bool barrier_passed(Barrier64 *barrier, unsigned parity) {
@@ -88,7 +99,7 @@ inline bool barrier_passed(Barrier64 *barrier, unsigned parity) {
         progress++;
         return true;
     }
-    waiting[current] = {barrier, parity};
+    waiting[current] = {barrier, parity, shared_address(barrier)};
     give_way();
     return false;
 }
@@ -103,9 +114,10 @@ static_assert(sizeof(Map) <= 128);
 
 struct Box {
     Map map;
+    int of; // the block that gets it
     unsigned to;
     Phases *barrier;
-    long from[5];
+    long from[3];
 };
 static std::vector<Box> boxes;
 
@@ -125,19 +137,26 @@ inline unsigned bytes_of(const Map *map) {
     }
     return bytes;
 }
-inline void copy_box(void *to, const TensorMap *given, Barrier64 *barrier, int x, int y, int z) {
+inline void copy_box_to(unsigned short ranks, void *to, const TensorMap *given, Barrier64 *barrier, int x, int y, int z) {
     const Map *const map = map_of(given);
-    const Box box = {*map, shared_address(to), phases(barrier), {x, y, z}};
-    if (map->rank != 3 || map->swizzle != 128 || map->box[0] * map->itemsize != 128 || box.to % 1024 != 0) {
-        fail("a box of rank %u, %u bytes a row, to %u", map->rank, map->box[0] * map->itemsize, box.to);
+    const unsigned place = shared_address(to);
+    if (map->rank != 3 || map->swizzle != 128 || map->box[0] * map->itemsize != 128 || place % 1024 != 0) {
+        fail("a box of rank %u, %u bytes a row, to %u", map->rank, map->box[0] * map->itemsize, place);
     }
-    if (box.barrier->mark != MADE) {
+    if (phases(barrier)->mark != MADE) {
         fail("a box for a barrier before its fence");
     }
-    shared_byte(box.to + bytes_of(map) - 1);
-    std::memset(shared_byte(box.to), 0xff, bytes_of(map));
-    boxes.push_back(box);
+    for (int of = 0; of < CLUSTER; of++) {
+        if (ranks >> of & 1) {
+            boxes.push_back({*map, of, place, phases_at(barrier, of), {x, y, z}});
+            shared_byte(place + bytes_of(map) - 1);
+            std::memset(shared_byte(place, of), 0xff, bytes_of(map));
+        }
+    }
     progress++;
+}
+inline void copy_box(void *to, const TensorMap *given, Barrier64 *barrier, int x, int y, int z) {
+    copy_box_to(1 << rank(), to, given, barrier, x, y, z);
 }
 inline void arrive(const Box &box) {
     const Map &m = box.map;
@@ -153,9 +172,9 @@ inline void arrive(const Box &box) {
                     from += i ? place[i] * m.strides[i - 1] : 0;
                 }
                 if (inside) {
-                    std::memcpy(shared_byte(swizzled(at)), reinterpret_cast<const void *>(from), m.itemsize);
+                    std::memcpy(shared_byte(swizzled(at), box.of), reinterpret_cast<const void *>(from), m.itemsize);
                 } else {
-                    std::memset(shared_byte(swizzled(at)), 0, m.itemsize);
+                    std::memset(shared_byte(swizzled(at), box.of), 0, m.itemsize);
                 }
             }
         }
@@ -181,7 +200,7 @@ static void nobody_goes_on(int threads) {
         if (!finished[i] && waiting[i].barrier) {
             const Phases *const p = reinterpret_cast<const Phases *>(waiting[i].barrier);
             std::snprintf(line, sizeof line, "parity %u of the barrier at %u, with %d of %d arrivals and %d bytes to come",
-                          waiting[i].parity, shared_address(p), int(p->pending), int(p->count), int(p->bytes));
+                          waiting[i].parity, waiting[i].at, int(p->pending), int(p->count), int(p->bytes));
         } else if (!finished[i]) {
             std::snprintf(line, sizeof line, "its block, its warp or registers");
         }
@@ -320,7 +339,7 @@ static int at_start(int threads) { return std::min(ALL_REGISTERS / threads / 8 *
 inline int registers_taken() {
     int taken = 0;
     for (unsigned w = 0; w < blockDim.x / 32; w++) {
-        taken += registers_of[w] * 32;
+        taken += registers_of[rank() * blockDim.x / 32 + w] * 32;
     }
     return taken;
 }
@@ -351,7 +370,7 @@ static void begin_block(int threads) {
         open_series[i].clear();
         series[i].clear();
         fenced[i] = false;
-        registers_of[i / 32] = at_start(threads);
+        registers_of[i / 32] = at_start(blockDim.x);
     }
 }
 static void end_block(int threads) {

@@ -33,6 +33,10 @@ CARD = cuda.Card(80, 4, 99 * 1024)
 """What choices are made for: few multiprocessors, as sizes are small too."""
 STRIDED = ("attention", "cross_entropy_in_place")
 """How kernels begin that are told the strides of their arrays."""
+KERNEL = re.compile(
+    r'extern "C"\s+void\s+(?:__cluster_dims__\((\d+), 1, 1\)\s+)?(?!emulate_|sizes_of_)(\w+)\(\s*([^)]*)\)'
+)
+"""A kernel in the preprocessed text: blocks of a cluster, its name, its parameters."""
 GUARD = 64
 """Values before and after each new array, which nobody may write to."""
 
@@ -77,13 +81,11 @@ class Emulator:
             given, library, said = (Path(own, name) for name in ("text.cpp", "made.so", "known"))
             given.write_text(text, encoding="utf-8")
             plain = self._run("-E", "-P", given)
-            signatures = dict(re.findall(r'extern "C"\s+void\s+(\w+)\(\s*([^)]*)\)', plain))
-            signatures = {
-                n: p for n, p in signatures.items() if not n.startswith(("emulate_", "sizes_of_"))
-            }
+            signatures = {name: (p, int(n or 1)) for n, name, p in KERNEL.findall(plain)}
             launches = "".join(f"LAUNCH({name})\n" for name in signatures)
             given.write_text(text + launches, encoding="utf-8")
-            self._run("-O1", "-shared", "-fPIC", "-o", library, given)
+            nothing = "-D__cluster_dims__(x, y, z)="
+            self._run("-O1", nothing, "-shared", "-fPIC", "-o", library, given)
             said.write_text(json.dumps(signatures), encoding="utf-8")
             os.replace(library, made)  # a run beside this one sees all of it or nothing
             os.replace(said, known)
@@ -100,7 +102,8 @@ class Emulator:
         if not blocks:
             return
         library, signatures = self.library(file)
-        types = [re.sub(r"\s*\w+$", "", p.strip()) for p in signatures[kernel].split(",")]
+        parameters, cluster = signatures[kernel]
+        types = [re.sub(r"\s*\w+$", "", p.strip()) for p in parameters.split(",")]
         values = [cuda.passed(a) for a in arguments]
         assert len(values) == len(types), f"{kernel}: {len(values)} arguments for {types}"
         held = [_held(kernel, *pair) for pair in zip(types, values, strict=True)]
@@ -112,7 +115,8 @@ class Emulator:
         assert shared <= MOST_SHARED
         emulate = getattr(library, f"emulate_{kernel}")
         emulate.restype = ctypes.c_char_p
-        fault = emulate(ctypes.c_long(blocks), threads, ctypes.c_long(shared), places)
+        assert blocks % cluster == 0
+        fault = emulate(ctypes.c_long(blocks), threads, cluster, ctypes.c_long(shared), places)
         assert fault is None, f"{kernel}: {fault.decode()}"
 
     def empty(self, like, shape, dtype=None, *, zeros=False):

@@ -49,6 +49,13 @@ CASES = [
     Case("128x256 together", ("n", "n"), (130, 70, 700), processors=2),
     # more than eight rows of tiles, which are walked in groups
     Case("128x64 turns", ("n", "n"), (1160, 130, 40), processors=5),
+    # pairs of blocks; the second of the last pair has no rows
+    *(
+        Case("128x256 together paired", letters, (300, 300, 136), processors=5)
+        for letters in LETTERS
+    ),
+    Case("128x128 turns paired", ("n", "t"), (300, 300, 136), processors=2),
+    Case("128x128 turns paired", ("t", "n"), (130, 130, 400), 2, 4, (2, None)),
     # small and odd
     Case("128x64 turns", ("n", "t"), (1, 1, 1)),
     Case("128x64 turns", ("t", "n"), (3, 5, 7)),

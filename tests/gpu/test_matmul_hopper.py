@@ -34,10 +34,11 @@ def test_there_is_no_plan_where_the_kernel_cannot_be(problem, card):
 
 def test_every_tile_is_offered_and_fits_on_a_card():
     found = {plan.name: plan for plan in plans(PROBLEM, split=1)}
-    assert set(found) == set(matmul_hopper.RATES) == {tile.name for tile in matmul_hopper.TILES}
+    assert set(found) == {tile.name for tile in matmul_hopper.TILES} > set(matmul_hopper.RATES)
     for plan in found.values():
         assert plan.shared <= H200.shared
         assert plan.blocks <= H200.processors
+        assert plan.blocks % 2 == 0 or "paired" not in plan.name
         assert plan.file.split(" ")[0] in cuda.TEMPLATES
     assert set(matmul_hopper.ENDINGS) >= {"plain", "gelu", "gelu_tanh", "slope", "slope_tanh"}
 
@@ -61,16 +62,17 @@ def test_a_sum_in_parts_is_finished_by_those_who_add_them_up():
 
 
 @pytest.mark.parametrize(
-    ("letters", "a_map", "b_map"),
+    ("letters", "cluster", "a_map", "b_map"),
     [
         # sizes, strides and box, innermost first
-        ("nn", ((40, 130, 1), (96, 130 * 96), (64, 128, 1)), ((70, 40, 1), (160, 40 * 160), (64, 64, 1))),
-        ("nt", ((40, 130, 1), (96, 130 * 96), (64, 128, 1)), ((40, 70, 1), (96, 70 * 96), (64, 256, 1))),
-        ("tn", ((130, 40, 1), (288, 40 * 288), (64, 64, 1)), ((70, 40, 1), (160, 40 * 160), (64, 64, 1))),
-        ("tt", ((130, 40, 1), (288, 40 * 288), (64, 64, 1)), ((40, 70, 1), (96, 70 * 96), (64, 256, 1))),
+        ("nn", 1, ((40, 130, 1), (96, 130 * 96), (64, 128, 1)), ((70, 40, 1), (160, 40 * 160), (64, 64, 1))),
+        ("nt", 1, ((40, 130, 1), (96, 130 * 96), (64, 128, 1)), ((40, 70, 1), (96, 70 * 96), (64, 256, 1))),
+        ("tn", 1, ((130, 40, 1), (288, 40 * 288), (64, 64, 1)), ((70, 40, 1), (160, 40 * 160), (64, 64, 1))),
+        ("tt", 1, ((130, 40, 1), (288, 40 * 288), (64, 64, 1)), ((40, 70, 1), (96, 70 * 96), (64, 256, 1))),
+        ("nt", 2, ((40, 130, 1), (96, 130 * 96), (64, 128, 1)), ((40, 70, 1), (96, 70 * 96), (64, 128, 1))),
     ],
 )  # fmt: skip
-def test_a_card_is_told_how_operands_lie(monkeypatch, letters, a_map, b_map):
+def test_a_card_is_told_how_operands_lie(monkeypatch, letters, cluster, a_map, b_map):
     monkeypatch.setattr(cuda, "address", lambda a: a.ctypes.data)
     case = Case("", tuple(letters), (130, 70, 40))
     a, b = drawn(np.random.default_rng(0), case, np.dtype("bfloat16"))
@@ -79,7 +81,7 @@ def test_a_card_is_told_how_operands_lie(monkeypatch, letters, a_map, b_map):
         1, 130, 70, 40, "bfloat16", "bfloat16", lie[0].turned, lie[1].turned, True, True
     )
     operands = matmul_cuda.Operands(a, b, None, *lie, None)
-    found = matmul_hopper.maps(problem, (128, 256, 64), operands)
+    found = matmul_hopper.maps(problem, (128, 256, 64), cluster, operands)
     for given, x, expected in zip(found, (a, b), (a_map, b_map), strict=True):
         assert given == (x.ctypes.data, "bfloat16", *expected)
 
@@ -184,8 +186,8 @@ FAULTS = [
     ("products_wait<AHEAD>();", "products_wait<AHEAD + 1>();", "an operand changed"),
     ("products_begin();\n#pragma", "\n#pragma", "without products_begin"),
     ("barrier_expect(full + stage, BYTES)", "barrier_expect(full + stage, BYTES / 2)", "to come"),
-    ("BY_TURNS ? 4 : CONSUMERS * 4", "CONSUMERS", "nobody can go on"),
-    ("OWN_REGISTERS = 240", "OWN_REGISTERS = 248", "its warp or registers"),
+    ("(BY_TURNS ? 4 : CONSUMERS * 4)", "CONSUMERS", "nobody can go on"),
+    ("OWN = 240", "OWN = 248", "its warp or registers"),
     ("barriers_made();", "", "before its fence"),
     ("room + (-shared_address(room) & 1023u)", "room", "a box of rank 3"),
     ("32), BOX)", "32), EIGHT_ROWS)", "Arrays are not equal"),  # from one box to the next
@@ -195,17 +197,38 @@ FAULTS = [
 """What is taken out of the text, what stands there then, and what the emulation says of it."""
 
 
+FAULTS_OF_PAIRS = [
+    ("(BY_TURNS ? 4 : CONSUMERS * 4) * BLOCKS", "CONSUMERS * 4", "an operand changed|arrivals"),
+    ("const u16 BOTH = 3;", "const u16 BOTH = 1;", "nobody can go on"),
+    ("threadIdx.x % 32 < 2", "threadIdx.x % 32 < 1", "nobody can go on"),
+    ("const int own = begin * (COUNT / 2);", "const int own = 0;", "nobody can go on|not equal"),
+    ("at.row + rank * ROWS, step", "at.row, step", "Arrays are not equal"),
+]
+
+
+@pytest.mark.device
+@pytest.mark.parametrize(("text", "instead", "said"), FAULTS_OF_PAIRS, ids=range(5))
+def test_the_emulation_notices_what_pairs_do_wrong(
+    monkeypatch, tmp_path, built, text, instead, said
+):
+    tile = matmul_hopper.Tile(128, 128, 2, "together", "paired")
+    case = Case("128x128 together paired", ("n", "t"), (300, 130, 200), processors=4)
+    _noticed(monkeypatch, type(built)(tmp_path), tile, case, text, instead, said)
+
+
 @pytest.mark.device
 @pytest.mark.parametrize(("text", "instead", "said"), FAULTS, ids=range(len(FAULTS)))
 def test_the_emulation_notices_what_it_is_for(monkeypatch, tmp_path, built, text, instead, said):
+    tile = matmul_hopper.Tile(128, 128, 2, "together")
+    case = Case("128x128 together", ("n", "n"), processors=2)
+    _noticed(monkeypatch, type(built)(tmp_path), tile, case, text, instead, said)
+
+
+def _noticed(monkeypatch, broken, tile, case, text, instead, said):
     whole = cuda.source
     monkeypatch.setattr(cuda, "source", lambda file: whole(file).replace(text, instead))
-    broken = type(built)(tmp_path)
     broken.install(monkeypatch)
-    case = Case("128x128 together", ("n", "n"), processors=2)
-    tile = matmul_hopper.Tile(128, 128, 2, "together")
     monkeypatch.setattr(matmul_hopper, "TILES", (tile,))
-    monkeypatch.setitem(matmul_hopper.RATES, tile.name, 1.0)
     a, b = drawn(np.random.default_rng(0), case, np.dtype("bfloat16"))
     assert text in whole("matmul_hopper")
     with pytest.raises(AssertionError, match=said):

@@ -48,6 +48,26 @@ __device__ inline bool barrier_passed(u64 *barrier, u32 parity) {
     return passed;
 }
 
+// ---- clusters: blocks that run together and reach each other's shared memory
+
+__device__ inline u32 rank_in_cluster() {
+    u32 rank;
+    asm volatile("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
+    return rank;
+}
+// All threads of all its blocks.
+__device__ inline void meet_cluster() {
+    asm volatile("barrier.cluster.arrive.release;" ::: "memory");
+    asm volatile("barrier.cluster.wait.acquire;" ::: "memory");
+}
+// At a block's barrier in the same place.
+__device__ inline void barrier_arrive_at(u64 *barrier, u32 rank) {
+    asm volatile("{ .reg .u32 there; mapa.shared::cluster.u32 there, %0, %1; "
+                 "mbarrier.arrive.release.cluster.shared::cluster.b64 _, [there]; }" ::"r"(shared_address(barrier)),
+                 "r"(rank)
+                 : "memory");
+}
+
 // ---- boxes
 
 __device__ inline void prefetch_map(const TensorMap *map) {
@@ -58,6 +78,13 @@ __device__ inline void copy_box(void *to, const TensorMap *map, u64 *barrier, in
     asm volatile("cp.async.bulk.tensor.3d.shared::cluster.global.tile.mbarrier::complete_tx::bytes "
                  "[%0], [%1, {%3, %4, %5}], [%2];" ::"r"(shared_address(to)),
                  "l"(map), "r"(shared_address(barrier)), "r"(x), "r"(y), "r"(z)
+                 : "memory");
+}
+// The same to each block of a cluster whose bit is set, at the same place, and for the barrier there.
+__device__ inline void copy_box_to(u16 ranks, void *to, const TensorMap *map, u64 *barrier, int x, int y, int z) {
+    asm volatile("cp.async.bulk.tensor.3d.shared::cluster.global.tile.mbarrier::complete_tx::bytes.multicast::cluster "
+                 "[%0], [%1, {%3, %4, %5}], [%2], %6;" ::"r"(shared_address(to)),
+                 "l"(map), "r"(shared_address(barrier)), "r"(x), "r"(y), "r"(z), "h"(ranks)
                  : "memory");
 }
 

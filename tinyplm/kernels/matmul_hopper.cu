@@ -4,15 +4,24 @@
 // A block stays, and computes one tile after the other: a group of four warps, of which one thread works, brings boxes of
 // both operands into a ring of stages; two groups multiply and store. Together, each has half of a tile's rows, and while
 // they store, the next tile's boxes arrive. By turns, each has every second tile, and one stores while the other multiplies.
-// A stage is full when all its bytes are there, and empty when every warp that wants it is done with it.
+// A stage is full when all its bytes are there, and empty when every warp that wants it is done with it. Two paired blocks
+// have tiles one above the other, and each brings half of the operand that both want to both.
 
 const int CONSUMERS = 2, STEP = 64, RUN = 8; // groups that multiply; terms of a stage; sums of a row that a lane finishes
 const int BOX = 64 * BOX_ROW;                // bytes of 64 rows of a box
 const int GROUP_OF_TILES = 8;                // rows of tiles that are walked together, as in matmul_plan.py
-const int OWN_REGISTERS = 240, LEFT_REGISTERS = 24; // of a thread that multiplies, and of one that does not
+const u16 BOTH = 3;                          // of a pair of blocks
+
+// Of a thread that multiplies, and of one that does not: together those that a block begins with.
+template <int BLOCKS> struct Registers {
+    static const int OWN = 240, LEFT = 24;
+};
+template <> struct Registers<2> {
+    static const int OWN = 232, LEFT = 40;
+};
 
 struct Work {
-    u32 down, across, batch, parts; // tiles, matrices, parts of each sum
+    u32 down, across, batch, parts; // tiles (of a pair: two, one above the other), matrices, parts of each sum
     int steps, steps_of_part;       // of all terms, and of a part but the last
     int a_moves, b_moves;           // 1, or 0 where all matrices are the same one
 };
@@ -37,13 +46,23 @@ template <int ROWS, int COLUMNS> __device__ inline Place place(u32 number, const
     return found;
 }
 
-// Boxes of 64 terms of an operand: one that is 64 terms wide, or as many as it has 64 rows or columns.
-template <bool TURNED, int COUNT>
-__device__ inline void bring(unsigned char *to, const TensorMap *map, u64 *full, int line, int term, int matrix) {
+// Boxes of 64 terms of an operand: one that is 64 terms wide, or as many as it has 64 rows or columns. If it is SHARED by
+// a pair, each block brings half of it, of the one box or of their number, to both.
+template <bool TURNED, int COUNT, bool SHARED>
+__device__ inline void bring(unsigned char *to, const TensorMap *map, u64 *full, int line, int term, int matrix, u32 rank) {
+    const int begin = SHARED ? rank : 0;
     if constexpr (TURNED) {
-        for (int i = 0; i < COUNT / 64; i++) {
-            copy_box(to + i * BOX, map, full, line + 64 * i, term, matrix);
+#pragma unroll
+        for (int i = begin; i < COUNT / 64; i += SHARED ? 2 : 1) {
+            if constexpr (SHARED) {
+                copy_box_to(BOTH, to + i * BOX, map, full, line + 64 * i, term, matrix);
+            } else {
+                copy_box(to + i * BOX, map, full, line + 64 * i, term, matrix);
+            }
         }
+    } else if constexpr (SHARED) {
+        const int own = begin * (COUNT / 2);
+        copy_box_to(BOTH, to + own * BOX_ROW, map, full, term, line + own, matrix);
     } else {
         copy_box(to, map, full, term, line, matrix);
     }
@@ -116,7 +135,7 @@ __device__ inline void finish_tile(const float (&c)[OWN][COLUMNS / 2], float *ta
     }
 }
 
-template <class T, int ROWS, int COLUMNS, int STAGES, bool BY_TURNS, bool TURNED_A, bool TURNED_B, class Last>
+template <class T, int ROWS, int COLUMNS, int STAGES, bool BY_TURNS, int BLOCKS, bool TURNED_A, bool TURNED_B, class Last>
 __device__ inline void product(const TensorMap *a, const TensorMap *b, const Result &result, const Work &w) {
     const int OWN_ROWS = BY_TURNS ? ROWS : ROWS / CONSUMERS, OWN = OWN_ROWS / 64; // of a group
     const int AHEAD = BY_TURNS ? 1 : 0; // steps of products under way: nobody else's fill the gaps where groups take turns
@@ -130,7 +149,7 @@ __device__ inline void product(const TensorMap *a, const TensorMap *b, const Res
         prefetch_map(b);
         for (int i = 0; i < STAGES; i++) {
             barrier_init(full + i, 1);
-            barrier_init(empty + i, BY_TURNS ? 4 : CONSUMERS * 4);
+            barrier_init(empty + i, (BY_TURNS ? 4 : CONSUMERS * 4) * BLOCKS);
         }
         if (BY_TURNS) {
             barrier_init(turns, 4);
@@ -138,9 +157,15 @@ __device__ inline void product(const TensorMap *a, const TensorMap *b, const Res
         }
         barriers_made();
     }
-    __syncthreads();
+    u32 rank = 0; // in a pair
+    if constexpr (BLOCKS == 2) {
+        rank = rank_in_cluster();
+        meet_cluster();
+    } else {
+        __syncthreads();
+    }
 
-    const u32 all = w.down * w.across * w.batch * w.parts;
+    const u32 all = w.down * w.across * w.batch * w.parts, begin_at = blockIdx.x / BLOCKS, hop = gridDim.x / BLOCKS;
     const int group = __shfl_sync(EVERY_LANE, int(threadIdx.x / 128), 0); // the same in all of a warp, to the compiler too
     int stage = 0;
     u32 parity = 0; // of this lap through the ring
@@ -151,43 +176,49 @@ __device__ inline void product(const TensorMap *a, const TensorMap *b, const Res
         }
     };
     const auto release = [&](int stage) { // by each warp, as one's products may end before another's
-        if (threadIdx.x % 32 == 0) {
+        if constexpr (BLOCKS == 2) {
+            if (threadIdx.x % 32 < 2) {
+                barrier_arrive_at(empty + stage, threadIdx.x % 32);
+            }
+        } else if (threadIdx.x % 32 == 0) {
             barrier_arrive(empty + stage);
         }
     };
     const auto leave = [&](u32 number) { // the stages of a tile of the other group
-        const Place its = place<ROWS, COLUMNS>(number, w);
+        const Place its = place<ROWS * BLOCKS, COLUMNS>(number, w);
         stage += its.last - its.first;
         parity ^= stage / STAGES & 1;
         stage %= STAGES;
     };
     if (group == CONSUMERS) {
-        fewer_registers<LEFT_REGISTERS>();
+        fewer_registers<Registers<BLOCKS>::LEFT>();
         if (threadIdx.x % 128 == 0) {
-            for (u32 number = blockIdx.x; number < all; number += gridDim.x) {
-                const Place at = place<ROWS, COLUMNS>(number, w);
+            for (u32 number = begin_at; number < all; number += hop) {
+                const Place at = place<ROWS * BLOCKS, COLUMNS>(number, w);
                 for (int step = at.first; step < at.last; step++) {
                     unsigned char *const to = stages + stage * BYTES;
                     barrier_wait(empty + stage, parity ^ 1);
                     barrier_expect(full + stage, BYTES);
-                    bring<TURNED_A, ROWS>(to, a, full + stage, at.row, step * STEP, at.matrix * w.a_moves);
-                    bring<TURNED_B, COLUMNS>(to + BYTES_A, b, full + stage, at.column, step * STEP, at.matrix * w.b_moves);
+                    bring<TURNED_A, ROWS, false>(to, a, full + stage, at.row + rank * ROWS, step * STEP,
+                                                 at.matrix * w.a_moves, rank);
+                    bring<TURNED_B, COLUMNS, BLOCKS == 2>(to + BYTES_A, b, full + stage, at.column, step * STEP,
+                                                          at.matrix * w.b_moves, rank);
                     next_stage();
                 }
             }
         }
     } else {
-        more_registers<OWN_REGISTERS>();
+        more_registers<Registers<BLOCKS>::OWN>();
         float *const table = tables + threadIdx.x / 32 * TABLE;
         const u32 begin = shared_address(stages);
         const int first_row = BY_TURNS ? 0 : group * OWN_ROWS;
-        u32 number = blockIdx.x, turn = group ^ 1; // parity of the turn that is waited for
+        u32 number = begin_at, turn = group ^ 1; // parity of the turn that is waited for
         if (BY_TURNS && group == 1) {
             leave(number);
-            number += gridDim.x;
+            number += hop;
         }
-        for (; number < all; number += BY_TURNS ? 2 * gridDim.x : gridDim.x) {
-            const Place at = place<ROWS, COLUMNS>(number, w);
+        for (; number < all; number += BY_TURNS ? 2 * hop : hop) {
+            const Place at = place<ROWS * BLOCKS, COLUMNS>(number, w);
             float c[OWN][COLUMNS / 2];
             if (BY_TURNS) {
                 barrier_wait(turns + group, turn);
@@ -224,11 +255,14 @@ __device__ inline void product(const TensorMap *a, const TensorMap *b, const Res
             for (int i = 0; i < OWN; i++) {
                 settled(c[i]);
             }
-            finish_tile<T, Last, OWN, COLUMNS>(c, table, result, at, at.row + first_row, w.batch);
+            finish_tile<T, Last, OWN, COLUMNS>(c, table, result, at, at.row + rank * ROWS + first_row, w.batch);
             if (BY_TURNS) {
-                leave(number + gridDim.x);
+                leave(number + hop);
             }
         }
+    }
+    if constexpr (BLOCKS == 2) {
+        meet_cluster(); // nobody ends while another may still reach it
     }
 }
 
@@ -240,13 +274,17 @@ __device__ inline void product(const TensorMap *a, const TensorMap *b, const Res
 #define TURNED_B_t false
 #define IS_together false
 #define IS_turns true
-#define MAKE(T, ROWS, COLUMNS, STAGES, GROUPS, A, B, LAST) \
-    extern "C" __global__ void __launch_bounds__((CONSUMERS + 1) * 128, 1) \
-        product_##T##_##ROWS##x##COLUMNS##_##GROUPS##_##A##B##_##LAST( \
+#define CLUSTER_alone
+#define CLUSTER_paired __cluster_dims__(2, 1, 1)
+#define BLOCKS_alone 1
+#define BLOCKS_paired 2
+#define MAKE(T, ROWS, COLUMNS, STAGES, GROUPS, BLOCKS, A, B, LAST) \
+    extern "C" __global__ void CLUSTER_##BLOCKS __launch_bounds__((CONSUMERS + 1) * 128, 1) \
+        product_##T##_##ROWS##x##COLUMNS##_##GROUPS##_##BLOCKS##_##A##B##_##LAST( \
             const __grid_constant__ TensorMap a, const __grid_constant__ TensorMap b, \
             const __grid_constant__ Result result, i64 down, i64 across, i64 batch, i64 parts, i64 steps, \
             i64 steps_of_part, i64 a_moves, i64 b_moves) { \
         const Work w = {u32(down), u32(across), u32(batch), u32(parts), \
                         int(steps), int(steps_of_part), int(a_moves), int(b_moves)}; \
-        product<T, ROWS, COLUMNS, STAGES, IS_##GROUPS, TURNED_A_##A, TURNED_B_##B, LAST>(&a, &b, result, w); \
+        product<T, ROWS, COLUMNS, STAGES, IS_##GROUPS, BLOCKS_##BLOCKS, TURNED_A_##A, TURNED_B_##B, LAST>(&a, &b, result, w); \
     }

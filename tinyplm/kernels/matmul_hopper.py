@@ -2,9 +2,10 @@
 
 It is for compute capability 9.0 alone, and for operands whose rows, as they are stored, begin at multiples of 16 bytes;
 results may lie anywhere. There is a block for each multiprocessor, which computes one tile after the other: a group of
-four warps brings operands, two groups multiply.
+four warps brings operands, two groups multiply. Blocks may be paired: two of a cluster share an operand.
 """
 
+import math
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -41,17 +42,25 @@ class Tile(NamedTuple):
         columns: of the result.
         stages: steps under way at once.
         groups: "together", each with half of the rows, or by "turns", each with every second tile.
+        blocks: "alone", or "paired", with tiles one above the other, of which each brings half of the columns' operand.
     """
 
     rows: int
     columns: int
     stages: int
     groups: str
+    blocks: str = "alone"
 
     @property
     def name(self) -> str:
         """Of its plans."""
-        return f"hopper {self.rows}x{self.columns} {self.groups}"
+        paired = " paired" if self.cluster == 2 else ""
+        return f"hopper {self.rows}x{self.columns} {self.groups}{paired}"
+
+    @property
+    def cluster(self) -> int:
+        """Blocks that run together."""
+        return 2 if self.blocks == "paired" else 1
 
     @property
     def sums(self) -> int:
@@ -71,6 +80,8 @@ TILES = (
     Tile(128, 192, 5, "turns"),
     Tile(128, 128, 6, "turns"),
     Tile(128, 64, 8, "turns"),
+    Tile(128, 256, 4, "together", "paired"),
+    Tile(128, 128, 6, "turns", "paired"),
 )
 
 RATES = {
@@ -82,7 +93,8 @@ RATES = {
     "hopper 128x64 turns": 950.0,
 }
 """Products of two values that a multiprocessor makes in a clock while a long sum runs, of 2,048 at most. Predictions,
-from rates published for an H100 with such tiles: nobody has measured these kernels."""
+from rates published for an H100 with such tiles: nobody has measured these kernels. A tile without one computes only
+where it is asked for by its name: pairs of blocks, until a card has said what they are worth."""
 
 ENDINGS = {"plain": 18.0, "gelu": 60.0, "gelu_tanh": 35.0, "slope": 70.0, "slope_tanh": 50.0}
 """Clocks from the last product to the last store, for each sum of a thread. Guesses, from counts of instructions."""
@@ -107,8 +119,8 @@ def plans(problem: Problem, card: Card, split: int | None = None) -> Iterator[Pl
     for tile in TILES:
         if tile.shared > card.shared:
             continue
-        down, across = matmul_plan.tiles_of(problem, tile.rows, tile.columns)
-        tiles = problem.batch * down * across
+        down, across = matmul_plan.tiles_of(problem, tile.rows * tile.cluster, tile.columns)
+        tiles, at_once = problem.batch * down * across, card.processors // tile.cluster
         options = (
             [matmul_plan.cut(problem.terms, split, STEP)]
             if split
@@ -121,17 +133,18 @@ def plans(problem: Problem, card: Card, split: int | None = None) -> Iterator[Pl
             yield Plan(
                 "hopper", tile.name,
                 " ".join(map(str, ("matmul_hopper", problem.dtype, *tile, *letters, last))),
-                f"product_{problem.dtype}_{tile.rows}x{tile.columns}_{tile.groups}_{letters}_{last}",
+                f"product_{problem.dtype}_{tile.rows}x{tile.columns}_{tile.groups}_{tile.blocks}_{letters}_{last}",
                 (tile.rows, tile.columns, STEP), tile.stages, THREADS, tile.shared,
-                min(tiles * parts, card.processors), parts, chunk,
-                seconds(problem, card, tile, tiles, parts, chunk),
+                min(tiles * parts, at_once) * tile.cluster, parts, chunk,
+                seconds(problem, card, tile, -(-tiles * parts // max(at_once, 1)), parts, chunk),
             )  # fmt: skip
 
 
-def seconds(problem: Problem, card: Card, tile: Tile, tiles: int, parts: int, chunk: int) -> float:
-    """Predicted: the tiles of the busiest block, or the bytes, whichever takes longer; and the adding up of parts."""
+def seconds(problem: Problem, card: Card, tile: Tile, rounds: int, parts: int, chunk: int) -> float:
+    """Predicted: so many tiles of a block, or the bytes, whichever takes longer; and the adding up of parts."""
+    if tile.name not in RATES:
+        return math.inf
     has = matmul_plan.speed(card)
-    rounds = -(-tiles * parts // card.processors)
     multiplying = tile.rows * tile.columns * chunk / RATES[tile.name]
     ending = tile.sums * ENDINGS["plain" if parts > 1 else problem.last]
     if tile.groups == "turns":
@@ -143,18 +156,22 @@ def seconds(problem: Problem, card: Card, tile: Tile, tiles: int, parts: int, ch
     return max((FILL + clocks) / has.clock, moved / has.memory) + adding
 
 
-def maps(problem: Problem, tile: tuple[int, int, int], o: Operands) -> tuple[TensorMap, TensorMap]:
-    """Those of a and b.
+def maps(
+    problem: Problem, tile: tuple[int, int, int], cluster: int, o: Operands
+) -> tuple[TensorMap, TensorMap]:
+    """Those of a and b, for blocks of a cluster of so many, which share b.
 
     Where terms lie side by side, a box has STEP of them and all rows (or columns, of b) of a tile; else it has STEP
-    rows (or columns) and STEP terms, and there are as many boxes as a tile needs.
+    rows (or columns) and STEP terms, and there are as many boxes as a tile needs. Blocks that share b bring half each.
     """
     rows, columns, terms = problem.rows, problem.columns, problem.terms
     stored_a = (terms, rows) if problem.a_turned else (rows, terms)
     stored_b = (columns, terms) if problem.b_turned else (terms, columns)
     return (
         _map(o.a, o.a_lies, problem.batch, stored_a, STEP if problem.a_turned else tile[0]),
-        _map(o.b, o.b_lies, problem.batch, stored_b, tile[1] if problem.b_turned else STEP),
+        _map(
+            o.b, o.b_lies, problem.batch, stored_b, tile[1] // cluster if problem.b_turned else STEP
+        ),
     )
 
 
@@ -167,10 +184,11 @@ def _map(a: Array, lies: Layout, batch: int, stored: tuple[int, int], high: int)
 def start(plan: Plan, problem: Problem, o: Operands) -> None:
     """Launch the kernel, and the one that adds up parts if there are some."""
     result, parts = matmul_cuda.result_of(plan, problem, o)
-    down, across = matmul_plan.tiles_of(problem, *plan.tile[:2])
+    (rows, columns, _), cluster = plan.tile, 2 if plan.name.endswith(" paired") else 1
+    down, across = matmul_plan.tiles_of(problem, rows * cluster, columns)
     cuda.launch(
         plan.file, plan.kernel, plan.blocks, plan.threads,
-        *map(tensor_map.encoded, maps(problem, plan.tile, o)), result,
+        *map(tensor_map.encoded, maps(problem, plan.tile, cluster, o)), result,
         down, across, problem.batch, plan.split, -(-problem.terms // STEP), plan.chunk // STEP,
         int(o.a_lies.step > 0), int(o.b_lies.step > 0),
         shared=plan.shared,

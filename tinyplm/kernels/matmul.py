@@ -346,11 +346,12 @@ def _cuda_product_gelu_pullback() -> Any:
     return pullback if cuda.usable() else None
 
 
-@sum_rows.variant("cuda", library="cupy", when=lambda g: g.size > 0 and cuda.takes(g))
+@sum_rows.variant("cuda", library="cupy", when=lambda g: g.ndim == 2 and g.size and cuda.known(g))
 def _cuda_sum() -> Any:
     """Blocks add up some rows each, and then one adds up these; in float32, in which the sums stay."""
 
     def summed(g_NF: Array) -> Array:
+        (g_NF,) = cuda.whole(g_NF)
         N, F = g_NF.shape
         group = _side_by_side(g_NF)
         parts = max(1, min(N // LEAST_ROWS, BLOCKS // -(-F // (32 * group))))

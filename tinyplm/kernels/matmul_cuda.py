@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from ..backend import namespace
 from ..types import Array
 from . import cuda, matmul_plan
 from .matmul_plan import Plan, Problem
@@ -92,7 +93,7 @@ class Operands(NamedTuple):
 
 
 def takes(a: Array, b: Array, *others: Array | None) -> bool:
-    """Whether these are matrices, or batches of them, that `compute` knows; others have no gaps and the dtype of a."""
+    """Whether these are matrices, or batches of them, that `compute` knows, and others have their dtype."""
     kind = a.dtype
     return (
         _name(kind) in cuda.TYPES
@@ -101,21 +102,27 @@ def takes(a: Array, b: Array, *others: Array | None) -> bool:
         and b.ndim in (2, 3)
         and a.shape[-1] == b.shape[-2]
         and (a.ndim == 2 or b.ndim == 2 or len(a) == len(b) or 1 in (len(a), len(b)))
-        and all(o is None or (o.dtype == kind and o.flags.c_contiguous) for o in others)
-        and layout(a) is not None
-        and layout(b) is not None
+        and all(o is None or o.dtype == kind for o in others)
     )
 
 
 def takes_result(out: Array, a: Array, b: Array) -> bool:
-    """Whether the product of these can go there: values of a row lie side by side, in their dtype or in float32."""
+    """Whether the product of these can go there, in their dtype or in float32."""
     batch = max((a.shape[:-2], b.shape[:-2]))
-    return (
-        _name(out.dtype) in (_name(a.dtype), "float32")
-        and out.shape == (*batch, a.shape[-2], b.shape[-1])
-        and (out.shape[-1] <= 1 or out.strides[-1] == out.itemsize)
-        and min(out.strides) >= 0
+    return _name(out.dtype) in (_name(a.dtype), "float32") and out.shape == (
+        *batch,
+        a.shape[-2],
+        b.shape[-1],
     )
+
+
+def _side_by_side(a: Array) -> tuple[Array, Layout]:
+    """A matrix and how it lies: a copy, if neither its rows nor its columns lie side by side."""
+    found = layout(a)
+    if found is None:
+        a = namespace(a).ascontiguousarray(a)
+        found = layout(a) or Layout(False, 0, 0)  # or it is empty
+    return a, found
 
 
 def compute(
@@ -129,8 +136,9 @@ def compute(
     before: Array | None = None,
     last: str = "plain",
 ) -> Array:
-    """The product, in a new array if none is given; `takes` holds for all of them."""
-    a_lies, b_lies = layout(a), layout(b)
+    """The product, in a new array if none is given; `takes` holds for all of them. What has gaps is copied first."""
+    (a, a_lies), (b, b_lies) = _side_by_side(a), _side_by_side(b)
+    bias, other = cuda.whole(bias, other)
     batch = next((len(x) for x in (a, b) if x.ndim == 3 and len(x) != 1), 1)
     (rows, terms), columns = a.shape[-2:], b.shape[-1]
     if out is None:
@@ -138,10 +146,10 @@ def compute(
         out = cuda.empty(a, shape)
     if not out.size:
         return out
-    out_lies = layout(out)
-    assert a_lies is not None
-    assert b_lies is not None
-    assert out_lies is not None
+    if (columns > 1 and out.strides[-1] != out.itemsize) or min(out.strides) < 0:
+        out[...] = compute(a, b, out.copy(), keep, bias=bias, other=other, before=before, last=last)
+        return out
+    _, out_lies = _side_by_side(out)
     if out_lies.turned:  # a single column or row
         out_lies = Layout(False, out.strides[-2] // out.itemsize, out_lies.step)
     given = Operands(a, b, out, a_lies, b_lies, out_lies, bias, other, before, keep)

@@ -39,17 +39,19 @@ class Speed(NamedTuple):
     Attributes:
         tensor: products of 16-bit values in a clock, by mma.sync.
         plain: products of float32 values in a clock.
+        cache: bytes that come from L2 in a clock.
         clock: in Hz.
         memory: bytes of a second, of all multiprocessors together.
     """
 
     tensor: int
     plain: int
+    cache: int
     clock: float
     memory: float
 
 
-SPEEDS = {80: Speed(870, 64, 1.4e9, 1.4e12), 90: Speed(1090, 128, 1.7e9, 4.3e12)}
+SPEEDS = {80: Speed(870, 64, 36, 1.4e9, 1.4e12), 90: Speed(1090, 128, 40, 1.7e9, 4.3e12)}
 """By compute capability, for it and for later ones that have no row. Predictions: 85 % of 1024 products a clock on
 Ampere, and of 1280 on Hopper, 63 % of the tensor cores' peak, where mma.sync is said to end."""
 
@@ -295,11 +297,12 @@ class Tile(NamedTuple):
         """Bytes of dynamic shared memory: the stages, in which sums are put in rows at the end."""
         return self.stages * (self.rows + self.columns) * DEPTH * 2
 
-    def clocks(self, tensor: int) -> float:
-        """Of 16 terms: the tensor cores', or shared memory's, which copies write once and warps read."""
-        read = self.warps * (self.rows // self.down + self.columns // self.across)
-        moved = 2 * 16 * (read + self.rows + self.columns)
-        return max(16 * self.rows * self.columns / tensor, moved / SHARED_BYTES)
+    def clocks(self, has: Speed) -> float:
+        """Of 16 terms: the tensor cores', L2's, or shared memory's, which copies write once and warps read."""
+        copied = 2 * 16 * (self.rows + self.columns)
+        read = 2 * 16 * self.warps * (self.rows // self.down + self.columns // self.across)
+        computing = 16 * self.rows * self.columns / has.tensor
+        return max(computing, copied / has.cache, (copied + read) / SHARED_BYTES)
 
 
 TILES = (
@@ -327,7 +330,7 @@ def tensor_plans(problem: Problem, card: Card, split: int | None = None) -> Iter
         options = splits(problem, tiles, DEPTH, card)
         size, warps = f"{tile.rows}x{tile.columns}", f"{tile.down}x{tile.across}"
         for parts, chunk in options if split is None else [cut(problem.terms, split, DEPTH)]:
-            clocks = tile.clocks(speed(card).tensor) * chunk / 16
+            clocks = tile.clocks(speed(card)) * chunk / 16
             last = "plain" if parts > 1 else problem.last
             yield Plan(
                 "tensor", tile.name,

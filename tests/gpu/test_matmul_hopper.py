@@ -187,7 +187,7 @@ FAULTS = [
     ("products_begin();\n#pragma", "\n#pragma", "without products_begin"),
     ("barrier_expect(full + stage, BYTES)", "barrier_expect(full + stage, BYTES / 2)", "to come"),
     ("(BY_TURNS ? 4 : CONSUMERS * 4)", "CONSUMERS", "nobody can go on"),
-    ("OWN = 240", "OWN = 248", "its warp or registers"),
+    ("OWN_REGISTERS = 240", "OWN_REGISTERS = 248", "its warp or registers"),
     ("barriers_made();", "", "before its fence"),
     ("room + (-shared_address(room) & 1023u)", "room", "a box of rank 3"),
     ("32), BOX)", "32), EIGHT_ROWS)", "Arrays are not equal"),  # from one box to the next
@@ -201,7 +201,7 @@ FAULTS_OF_PAIRS = [
     ("(BY_TURNS ? 4 : CONSUMERS * 4) * BLOCKS", "CONSUMERS * 4", "an operand changed|arrivals"),
     ("const u16 BOTH = 3;", "const u16 BOTH = 1;", "nobody can go on"),
     ("threadIdx.x % 32 < 2", "threadIdx.x % 32 < 1", "nobody can go on"),
-    ("const int own = begin * (COUNT / 2);", "const int own = 0;", "nobody can go on|not equal"),
+    ("own = SHARED ? rank : 0", "own = 0", "nobody can go on|not equal"),
     ("at.row + rank * ROWS, step", "at.row, step", "Arrays are not equal"),
 ]
 

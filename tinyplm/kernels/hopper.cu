@@ -60,10 +60,11 @@ __device__ inline void meet_cluster() {
     asm volatile("barrier.cluster.arrive.release;" ::: "memory");
     asm volatile("barrier.cluster.wait.acquire;" ::: "memory");
 }
-// At a block's barrier in the same place.
+// At a block's barrier in the same place. It says that products have read something, not that threads have written: what
+// these wrote may be seen later, as telling the whole cluster of it would wait for all memory.
 __device__ inline void barrier_arrive_at(u64 *barrier, u32 rank) {
     asm volatile("{ .reg .u32 there; mapa.shared::cluster.u32 there, %0, %1; "
-                 "mbarrier.arrive.release.cluster.shared::cluster.b64 _, [there]; }" ::"r"(shared_address(barrier)),
+                 "mbarrier.arrive.release.cta.shared::cluster.b64 _, [there]; }" ::"r"(shared_address(barrier)),
                  "r"(rank)
                  : "memory");
 }

@@ -11,14 +11,7 @@ const int CONSUMERS = 2, STEP = 64, RUN = 8; // groups that multiply; terms of a
 const int BOX = 64 * BOX_ROW;                // bytes of 64 rows of a box
 const int GROUP_OF_TILES = 8;                // rows of tiles that are walked together, as in matmul_plan.py
 const u16 BOTH = 3;                          // of a pair of blocks
-
-// Of a thread that multiplies, and of one that does not: together those that a block begins with.
-template <int BLOCKS> struct Registers {
-    static const int OWN = 240, LEFT = 24;
-};
-template <> struct Registers<2> {
-    static const int OWN = 232, LEFT = 40;
-};
+const int OWN_REGISTERS = 240, LEFT_REGISTERS = 24; // of a thread that multiplies, and of one that does not
 
 struct Work {
     u32 down, across, batch, parts; // tiles (of a pair: two, one above the other), matrices, parts of each sum
@@ -50,21 +43,22 @@ template <int ROWS, int COLUMNS> __device__ inline Place place(u32 number, const
 // a pair, each block brings half of it, of the one box or of their number, to both.
 template <bool TURNED, int COUNT, bool SHARED>
 __device__ inline void bring(unsigned char *to, const TensorMap *map, u64 *full, int line, int term, int matrix, u32 rank) {
-    const int begin = SHARED ? rank : 0;
+    const int PARTS = SHARED ? 2 : 1, own = SHARED ? rank : 0;
+    static_assert(COUNT % (64 * PARTS) == 0, "each brings as much");
+    const auto copy = [&](int at, int x, int y) {
+        if constexpr (SHARED) {
+            copy_box_to(BOTH, to + at * BOX_ROW, map, full, x, y, matrix);
+        } else {
+            copy_box(to + at * BOX_ROW, map, full, x, y, matrix);
+        }
+    };
     if constexpr (TURNED) {
 #pragma unroll
-        for (int i = begin; i < COUNT / 64; i += SHARED ? 2 : 1) {
-            if constexpr (SHARED) {
-                copy_box_to(BOTH, to + i * BOX, map, full, line + 64 * i, term, matrix);
-            } else {
-                copy_box(to + i * BOX, map, full, line + 64 * i, term, matrix);
-            }
+        for (int i = 0; i < COUNT; i += 64 * PARTS) {
+            copy(i + own * 64, line + i + own * 64, term);
         }
-    } else if constexpr (SHARED) {
-        const int own = begin * (COUNT / 2);
-        copy_box_to(BOTH, to + own * BOX_ROW, map, full, term, line + own, matrix);
     } else {
-        copy_box(to, map, full, term, line, matrix);
+        copy(own * (COUNT / PARTS), term, line + own * (COUNT / PARTS));
     }
 }
 
@@ -191,7 +185,7 @@ __device__ inline void product(const TensorMap *a, const TensorMap *b, const Res
         stage %= STAGES;
     };
     if (group == CONSUMERS) {
-        fewer_registers<Registers<BLOCKS>::LEFT>();
+        fewer_registers<LEFT_REGISTERS>();
         if (threadIdx.x % 128 == 0) {
             for (u32 number = begin_at; number < all; number += hop) {
                 const Place at = place<ROWS * BLOCKS, COLUMNS>(number, w);
@@ -208,7 +202,7 @@ __device__ inline void product(const TensorMap *a, const TensorMap *b, const Res
             }
         }
     } else {
-        more_registers<Registers<BLOCKS>::OWN>();
+        more_registers<OWN_REGISTERS>();
         float *const table = tables + threadIdx.x / 32 * TABLE;
         const u32 begin = shared_address(stages);
         const int first_row = BY_TURNS ? 0 : group * OWN_ROWS;

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from machine_code import Kernel
 
-from tinyplm.kernels import cuda, matmul_hopper, matmul_plan
+from tinyplm.kernels import cuda, matmul_hopper, matmul_tiles
 
 PORTABLE = ("sm_90a", "sm_80")
 """What files are compiled for."""
@@ -18,8 +18,8 @@ PORTABLE = ("sm_90a", "sm_80")
 ARCHITECTURES: dict[str, tuple[str, ...]] = {"matmul_hopper": ("sm_90a",)}
 """Of files that are not for both."""
 
-_TILES = [" ".join(map(str, tile[1:])) for tile in matmul_plan.TILES]
-_PLAIN_TILES = [" ".join(map(str, tile[1:])) for tile in matmul_plan.PLAIN_TILES]
+_TILES = [" ".join(map(str, tile[1:])) for tile in matmul_tiles.TILES]
+_PLAIN_TILES = [" ".join(map(str, tile[1:])) for tile in matmul_tiles.PLAIN_TILES]
 _HOPPER_TILES = [" ".join(map(str, tile)) for tile in matmul_hopper.TILES]
 INSTANCES: dict[str, tuple[str, ...]] = {
     "matmul": (
@@ -113,13 +113,13 @@ def _rows_of(forward: Budget, pullback: Budget, name: str) -> dict[str, Budget]:
 def _products() -> dict[str, Budget]:
     """Every tile of tensor cores, with as many registers as leave room for its blocks."""
     found = {}
-    for tile in matmul_plan.TILES:
+    for tile in matmul_tiles.TILES:
         threads = 32 * tile.warps
         name = rf"_{tile.rows}x{tile.columns}_{tile.down}x{tile.across}_.._"
         row = Budget(REGISTERS // (threads * tile.resident), threads, tile.resident)
         row = row._replace(dynamic=tile.shared, wanted="HMMA.16816.F32 LDSM LDS.128 STG.128")
         found[rf"product_\w+{name}whole_\w+"] = row._replace(wanted=f"{row.wanted} LDGSTS.128")
-        if tile in matmul_plan.TILES[::2]:
+        if tile in matmul_tiles.TILES[::2]:
             found[rf"product_\w+{name}single_\w+"] = row._replace(unwanted="LDGSTS")
     return found
 
@@ -129,9 +129,9 @@ def _hopper_products() -> dict[str, Budget]:
     registers = REGISTERS // matmul_hopper.THREADS // 8 * 8
     wanted = "UTMALDG.3D USETMAXREG WARPGROUP.ARRIVE WARPGROUP.DEPBAR STG.128"
     return {
-        rf"product_\w+_{tile.rows}x{tile.columns}_{tile.groups}_\w+": Budget(
+        rf"product_\w+_{tile.rows}x{tile.columns}_{tile.groups}_{tile.blocks}_\w+": Budget(
             registers, matmul_hopper.THREADS, dynamic=tile.shared,
-            wanted=f"{wanted} HGMMA.64x{tile.columns}x16.F32",
+            wanted=f"{wanted} HGMMA.64x{tile.columns}x16.F32{' UCGABAR_ARV' * (tile.cluster - 1)}",
         )
         for tile in matmul_hopper.TILES
     }  # fmt: skip
@@ -139,7 +139,7 @@ def _hopper_products() -> dict[str, Budget]:
 
 def _plain_products() -> dict[str, Budget]:
     found = {}
-    for tile in matmul_plan.PLAIN_TILES:
+    for tile in matmul_tiles.PLAIN_TILES:
         registers = REGISTERS // (tile.threads * tile.resident)
         found[rf"product_float32_{tile.rows}x{tile.columns}_\w+"] = Budget(
             registers, tile.threads, tile.resident,

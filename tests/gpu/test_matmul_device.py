@@ -9,7 +9,7 @@ from matmul_cases import LETTERS, Case, drawn
 from portable_products import FEW, PLAIN, SINGLE, WHOLE, moved
 
 from tinyplm.errors import DeviceError, MissingExtraError
-from tinyplm.kernels import cuda, matmul_cuda, matmul_plan
+from tinyplm.kernels import cuda, matmul_cuda, matmul_plan, matmul_tiles
 from tinyplm.kernels.gelu import gelu_forward, gelu_pullback
 from tinyplm.kernels.matmul import sum_rows
 
@@ -21,8 +21,8 @@ pytestmark = pytest.mark.gpu
 UNITS = {"float16": 2.0**-11, "bfloat16": 2.0**-8, "float32": 2.0**-24}
 ALLOWED = {"float16": 1e-3, "bfloat16": 3e-3, "float32": 1e-5}
 """The most that random products may be off, of the norm."""
-TILES = [tile.name for tile in matmul_plan.TILES]
-PLAIN_TILES = [tile.name for tile in matmul_plan.PLAIN_TILES]
+TILES = [tile.name for tile in matmul_tiles.TILES]
+PLAIN_TILES = [tile.name for tile in matmul_tiles.PLAIN_TILES]
 LARGE = [
     *(Case(tile, letters, (1000, 1160, 4096)) for tile in TILES for letters in LETTERS),
     *(Case(tile, ("t", "n"), (300, 520, 4096), split=5) for tile in TILES),

@@ -9,7 +9,7 @@ from matmul_cases import Case, drawn
 from portable_products import FEW, LARGE, NN, NT, PLAIN, SINGLE, SMALL, TN, WHOLE, moved
 
 from tinyplm.errors import ConfigError
-from tinyplm.kernels import cuda, matmul, matmul_cuda, matmul_plan
+from tinyplm.kernels import cuda, matmul, matmul_cuda, matmul_plan, matmul_tiles
 from tinyplm.kernels.gelu import gelu_forward, gelu_pullback, gelu_tanh_forward, gelu_tanh_pullback
 from tinyplm.kernels.registry import KERNELS
 
@@ -153,7 +153,7 @@ def test_sums_have_the_order_of_their_twin(device, kind, letters, split):
     shapes = (case.sizes[0], 333), (333, case.sizes[1])
     rng = np.random.default_rng(4)
     a, b = (rng.standard_normal(s).astype(kind) for s in shapes)
-    depth = matmul_plan.PLAIN_DEPTH if kind == "float32" else matmul_plan.DEPTH
+    depth = matmul_tiles.PLAIN_DEPTH if kind == "float32" else matmul_tiles.DEPTH
     parts, chunk = matmul_plan.cut(333, split, depth)
     expected = twins.product(wide(a), wide(b), parts, chunk, 1 if kind == "float32" else 16)
     given = [np.asfortranarray(x) if t == "t" else x for x, t in zip((a, b), letters, strict=True)]

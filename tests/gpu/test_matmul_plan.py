@@ -5,9 +5,10 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from tinyplm.kernels import cuda, matmul_cuda, matmul_plan
+from tinyplm.kernels import cuda, matmul_cuda, matmul_plan, matmul_tiles
 from tinyplm.kernels.matmul_cuda import Layout, layout
-from tinyplm.kernels.matmul_plan import FEW_THREADS, GROUP, PLAIN_TILES, TILES, Problem, place
+from tinyplm.kernels.matmul_plan import GROUP, Problem, place
+from tinyplm.kernels.matmul_tiles import FEW_THREADS, PLAIN_TILES, TILES
 
 A100, H100 = cuda.Card(80, 108, 163 * 1024), cuda.Card(90, 132, 227 * 1024)
 GAMING = cuda.Card(86, 82, 99 * 1024)
@@ -16,7 +17,7 @@ PROBLEM = Problem(1, 12_288, 768, 768, "bfloat16", "bfloat16", False, False, Tru
 
 def plans(problem, card, split=None):
     """Those of the tiers that are for every card."""
-    tiers = (matmul_plan.few_plans, matmul_plan.tensor_plans, matmul_plan.plain_plans)
+    tiers = (matmul_tiles.few_plans, matmul_tiles.tensor_plans, matmul_tiles.plain_plans)
     return [plan for tier in tiers for plan in tier(problem, card, split)]
 
 
@@ -340,8 +341,8 @@ def test_places_are_those_of_the_device_code(built, monkeypatch):
 
 def test_numbers_of_the_device_code_are_those_of_the_plans():
     assert f"GROUP = {GROUP};" in cuda.source("matmul")
-    assert f"DEPTH = {matmul_plan.DEPTH};" in cuda.source("matmul")
-    assert f"DEPTH = {matmul_plan.PLAIN_DEPTH};" in cuda.source("matmul_float32")
+    assert f"DEPTH = {matmul_tiles.DEPTH};" in cuda.source("matmul")
+    assert f"DEPTH = {matmul_tiles.PLAIN_DEPTH};" in cuda.source("matmul_float32")
     assert f"RUN = {matmul_cuda.RUN};" in cuda.source("matmul_parts")
     for file in ("matmul_few", "matmul_few_float32"):
         assert "WARPS = 8" in cuda.source(file)

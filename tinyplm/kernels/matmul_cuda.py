@@ -13,7 +13,7 @@ import numpy as np
 
 from ..backend import namespace
 from ..types import Array
-from . import cuda, matmul_plan
+from . import cuda, matmul_plan, matmul_tiles
 from .matmul_plan import Plan, Problem
 
 RUN = 8
@@ -221,6 +221,6 @@ def add_parts(problem: Problem, split: int, result: Array) -> None:
     )  # fmt: skip
 
 
-matmul_plan.add("few", matmul_plan.Tier(matmul_plan.few_plans, start))
-matmul_plan.add("tensor", matmul_plan.Tier(matmul_plan.tensor_plans, start))
-matmul_plan.add("plain", matmul_plan.Tier(matmul_plan.plain_plans, start))
+matmul_plan.add("few", matmul_plan.Tier(matmul_tiles.few_plans, start))
+matmul_plan.add("tensor", matmul_plan.Tier(matmul_tiles.tensor_plans, start))
+matmul_plan.add("plain", matmul_plan.Tier(matmul_tiles.plain_plans, start))

@@ -126,7 +126,7 @@ ARGUMENTS: dict[str, Make] = {
     "copy_rows": lambda g, R, C, kind: (g.normal((R, C), kind), g.integers(0, R, (2 * R,))),
     "add_rows": lambda g, R, C, kind: (g.normal((R, C), kind), g.integers(0, R, (R,)), R),
     "scale_in_place": lambda g, R, C, kind: (
-        *(g.normal((R, C), kind), g.xp.full(1, 0.37, np.float32)),
+        *(g.normal((R, C), kind), g.xp.full(1, 0.999, np.float32)),
     ),
     "adamw_update": _adamw,
     "linear_forward": _mapped,

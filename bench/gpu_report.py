@@ -122,7 +122,13 @@ def _times(records: list[Record], report: Report) -> list[str]:
     for r in records:
         if "what" in r:
             groups.setdefault(f"{r['what']} {r['shapes']} {short(r['dtype'])}", []).append(r)
-    return [_line(name, group, report) for name, group in groups.items()]
+    return [_line(name, _in_turns(group), report) for name, group in groups.items()]
+
+
+def _in_turns(group: list[Record]) -> list[Record]:
+    """Without times that were taken alone, where others were taken beside the peers."""
+    beside = {(r["library"], r["variant"]) for r in group if "median" in r and "alone" not in r}
+    return [r for r in group if "alone" not in r or (r["library"], r["variant"]) not in beside]
 
 
 def _line(name: str, group: list[Record], report: Report) -> str:

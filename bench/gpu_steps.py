@@ -10,7 +10,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from itertools import cycle
 from typing import Any
 
@@ -291,13 +291,18 @@ STEPS: dict[str, tuple[Callable[[], Stepped], int]] = {
 """By name, with their priority."""
 
 
+@cache
+def _stepped(name: str) -> Stepped:
+    return STEPS[name][0]()
+
+
 def cases(settings: dict[str, Any]) -> list[Case]:
     """None where sizes were asked for, which are those of kernels."""
     if settings.get("sizes"):
         return []
     found = []
-    for name, (make, priority) in STEPS.items():
-        stepped = make()
+    for name, (_, priority) in STEPS.items():
+        stepped = _stepped(name)
         found.append(
             Case(
                 family="steps",
@@ -314,7 +319,7 @@ def cases(settings: dict[str, Any]) -> list[Case]:
                 quick=priority == 1,
                 compiles=True,
                 build=lambda ground: Work([], lambda results: 0.0),
-                files=partial(_launched, name),
+                files=partial(_launched, name) if priority == 1 else None,
                 function="bench.gpu_steps:timed",
                 warming="bench.gpu_steps:warmed",
             )
@@ -324,7 +329,7 @@ def cases(settings: dict[str, Any]) -> list[Case]:
 
 def _launched(name: str, ground: Ground) -> list[str]:
     """Launches what a step does."""
-    next(iter(STEPS[name][0]().ours.values()))()(1)
+    next(iter(_stepped(name).ours.values()))()(1)
     return []
 
 
@@ -332,7 +337,7 @@ def timed(state: State, name: str) -> Iterator[Record]:
     """Ours and then PyTorch's, each as soon as it is there; ours once more at the end, as clocks may have changed."""
     ground = ground_of(state)
     case = next(c for c in cases(state.settings) if c.name == name)
-    stepped, first, again = STEPS[case.shapes][0](), math.nan, None
+    stepped, first, again = _stepped(case.shapes), math.nan, None
     entries = [("ours", variant, make) for variant, make in stepped.ours.items()]
     if "torch" in ground.peers:
         entries += [("torch", variant, make) for variant, make in stepped.peers.items()]
@@ -392,7 +397,7 @@ def _memory(ground: Ground) -> Record:
 def warmed(state: State, name: str) -> Iterator[Record]:
     """Let PyTorch compile its steps."""
     case = next(c for c in cases(state.settings) if c.name == name)
-    for variant, make in STEPS[case.shapes][0]().peers.items():
+    for variant, make in _stepped(case.shapes).peers.items():
         if "compiled" in variant:
             try:
                 make()(1)

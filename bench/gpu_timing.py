@@ -22,6 +22,8 @@ SAMPLE = 1e-3
 """Seconds that the launches between two events take together at least."""
 QUEUED = 100
 """Calls queued at most while the card is kept busy."""
+WARM = 0.05
+"""Seconds after which clocks have risen and everything is compiled and loaded."""
 HEAVY = 0.02
 """Seconds of products after which the card is left alone for a PAUSE, as sustained load lowers its clocks."""
 PAUSE = 1.0
@@ -211,7 +213,7 @@ def _planned(card: Card, way: Way, seconds: float, most: int) -> _Plan:
     """Warm up, look how long a call takes host and card, and choose."""
     finish = _finisher(card, way)
     warm, began = 0, card.now()
-    while warm == 0 or (warm < 10 and card.now() - began < 0.05):
+    while (took := card.now() - began) < WARM or (warm < 10 and took < 6 * WARM):
         finish(way.run(warm))
         warm += 1
     host = _host_cost(card, way, finish)

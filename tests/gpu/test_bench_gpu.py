@@ -311,6 +311,13 @@ def test_the_table_sets_ours_against_floor_prediction_and_best_peer(report, tmp_
     assert [json.loads(one) for one in written] == report.records
 
 
+def test_times_taken_alone_count_only_where_there_are_no_others(report):
+    report.add(record("norm", "ours", 100e-6, alone=True))
+    assert "100" in gpu_report.table(report).splitlines()[-1]
+    report.add(record("norm", "ours", 300e-6))
+    assert " 300 " in gpu_report.table(report).splitlines()[-1]
+
+
 def test_the_table_says_what_is_wrong_failed_missing_and_left_out(report):
     report.add({"section": "here", "card": "A card", "versions": {"cupy": "14", "jax": None}})
     report.add(

@@ -8,7 +8,7 @@ from kernel_cases import KERNEL_CASES
 from tinyplm.kernels.registry import KERNELS
 
 APART = {"linear_cross_entropy", "attention_forward", "attention_pullback"}
-"""Kernels that have tests of their own: what they are called with is more than arrays and numbers, or slices of them."""
+"""Kernels that have tests of their own: they take more than arrays and numbers, or work in slices."""
 
 VARIANTS = {
     name: variant

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from machine_code import Kernel
 
-from tinyplm.kernels import cuda, matmul_hopper, matmul_tiles
+from tinyplm.kernels import attention_plan, cuda, matmul_hopper, matmul_tiles
 
 PORTABLE = ("sm_90a", "sm_80")
 """What files are compiled for."""
@@ -21,7 +21,25 @@ ARCHITECTURES: dict[str, tuple[str, ...]] = {"matmul_hopper": ("sm_90a",)}
 _TILES = [" ".join(map(str, tile[1:])) for tile in matmul_tiles.TILES]
 _PLAIN_TILES = [" ".join(map(str, tile[1:])) for tile in matmul_tiles.PLAIN_TILES]
 _HOPPER_TILES = [" ".join(map(str, tile)) for tile in matmul_hopper.TILES]
+_ATTENTION = [
+    *(attention_plan.Kind("bfloat16", 64, extras) for extras in (0, 4, 5, 6, 8)),
+    *(attention_plan.Kind("bfloat16", *of) for of in ((32, 4), (128, 0), (128, 4), (256, 0))),
+    attention_plan.Kind("float16", 64, 4),
+    *(attention_plan.Kind("float", *of) for of in ((64, 6), (128, 0))),
+]
+_FORWARD = [attention_plan.forward(kind, T) for kind in _ATTENTION for T in (64, 65)]
+_KEYS, _QUERIES = (
+    [of(kind) for kind in _ATTENTION] for of in (attention_plan.keys, attention_plan.queries)
+)
+
+
+def _made(launches: list[attention_plan.Launch]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(launch.file.partition(" ")[2] for launch in launches))
+
+
 INSTANCES: dict[str, tuple[str, ...]] = {
+    "attention": _made(_FORWARD),
+    "attention_pullback": _made(_KEYS + _QUERIES),
     "matmul": (
         *(f"bfloat16 {t} {ab} whole plain" for t in _TILES[:3] for ab in ("n n", "n t", "t n")),
         *(f"bfloat16 {t} {ab} whole plain" for t in _TILES[3:] for ab in ("n t", "t n")),
@@ -148,7 +166,31 @@ def _plain_products() -> dict[str, Budget]:
     return found
 
 
+def _attention(name: str, launches: list[attention_plan.Launch]) -> dict[str, Budget]:
+    """One row for halves, which tensor cores multiply, and one for floats."""
+    most = {
+        kind: max(x.shared for x in launches if ("float_" in f"{x.kernel}_") == kind)
+        for kind in (True, False)
+    }
+    common = Budget(255, attention_plan.BLOCK)
+    return {
+        rf"{name}_b?float16": common._replace(dynamic=most[False], wanted="HMMA LDSM MUFU.EX2"),
+        rf"{name}_float": common._replace(dynamic=most[True], wanted="MUFU.EX2"),
+    }
+
+
 BUDGETS: dict[str, dict[str, Budget]] = {
+    "attention": _attention("attention_forward", _FORWARD),
+    "attention_mask": {"attention_mask": Budget(40, blocks=6)},
+    "attention_pullback": {
+        **_attention("attention_pullback_keys", _KEYS),
+        **_attention("attention_pullback_queries", _QUERIES),
+    },
+    "attention_sums": {
+        r"attention_numbers_\w+": Budget(80, blocks=3, wanted="LDG.128"),
+        r"attention_add_pairs_\w+": Budget(64, blocks=4),
+        r"attention_add_differences_\w+": Budget(64, blocks=4, shared=8 * 32 * 4),
+    },
     "adam": {
         r"adamw_update_many": Budget(64, blocks=4, wanted=f"{VECTORS} STG.64"),
         r"squares_of_many": Budget(64, blocks=4, shared=64, wanted="LDG.128", excused="float64"),

@@ -10,8 +10,8 @@ from tinyplm.kernels.attention import Rules, attention_forward, attention_pullba
 
 pytestmark = pytest.mark.device
 
-BFLOAT16, FLOAT16 = np.dtype(ml_dtypes.bfloat16), np.dtype(np.float16)
-LIMIT = {BFLOAT16: 5e-3, FLOAT16: 1e-3}
+BFLOAT16, FLOAT16, FLOAT32 = map(np.dtype, (ml_dtypes.bfloat16, np.float16, np.float32))
+LIMIT = {BFLOAT16: 5e-3, FLOAT16: 1e-3, FLOAT32: 5e-6}
 """Of the result; gradients have twice as much."""
 
 
@@ -154,3 +154,15 @@ def test_head_sizes(device, K):
 def test_rows_may_begin_anywhere(device):
     q, k, v = (a[..., 3:19] for a in heads(2, 70, 70, 2, 32, BFLOAT16))
     check(device, q, k, v, None, Rules(False, None, 0.25))
+
+
+@pytest.mark.parametrize("T", [7, 64, 130])
+def test_floats(device, T):
+    check(device, *heads(2, T, T, 2, 40, FLOAT32), None, Rules(True, None, 0.125))
+
+
+@pytest.mark.parametrize("name", ["by difference", "of pairs"])
+def test_floats_with_everything(device, name):
+    bias = drawn(BIASES[name](3, 2, 70, 100), FLOAT32, 4)
+    rules = Rules(True, padding(3, 100), 0.25, rate=0.1, seed=3, window=60)
+    check(device, *heads(3, 70, 100, 2, 37, FLOAT32), bias, rules)

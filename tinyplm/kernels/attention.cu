@@ -1,5 +1,5 @@
-// after: tensor_cores attention_tiles
-// Softmax attention, forward, for one type and size of heads; see attention_cuda.py.
+// after: tensor_cores attention_tiles attention_rules
+// Softmax attention, forward, for one type and size of heads; see attention_plan.py.
 
 
 // One block for each tile of queries of a head. It goes through the tiles of keys that are seen, the last one first, while
@@ -10,9 +10,9 @@ __device__ inline void forward(
     const T *q, const T *k, const T *v, const T *bias, const float *table, const u32 *mask, const u32 *bounds, T *y,
     float *log_sum, u64 seed, const Problem &p) {
     constexpr int QUERIES = 64 * M, N = KEYS / 8, C = WIDTH / 8;
-    constexpr int STEPS = RULES != 0 && M > 1 ? 2 : WIDTH / 16;
+    constexpr int STEPS = M > 1 && (RULES != 0 || WIDTH > 64) ? 2 : WIDTH / 16;
     constexpr bool SCALED_BEFORE = is_scaled(RULES);
-    constexpr bool HELD = M * WIDTH <= 64; // whether a warp's queries stay in registers
+    constexpr bool HELD = M * WIDTH * sizeof(T) <= 128; // whether a warp's queries stay in registers
     const int warp = threadIdx.x / 32, tiles = (p.queries + QUERIES - 1) / QUERIES;
     const Turn turn = turn_of<true>(p, p.batch * p.heads, tiles);
     const int b = turn.head / p.heads, h = turn.head % p.heads, t = turn.tile * QUERIES, shift = p.keys - p.queries;
@@ -24,10 +24,12 @@ __device__ inline void forward(
     bias += b * p.bias.batch + h * p.bias.head;
     table += i64(h) * (p.keys + p.queries - 1);
 
-    DYNAMIC_SHARED(room);
-    T *const queries = reinterpret_cast<T *>(room);
-    T *const tiles_of_keys = queries + QUERIES * WIDTH; // keys and values, twice
-    float *const differences = reinterpret_cast<float *>(tiles_of_keys + 4 * KEYS * WIDTH); // twice, where there is a table
+    DYNAMIC_SHARED(shared);
+    unsigned char *room = shared;
+    T *const queries = take<T>(room, QUERIES * WIDTH);
+    T *const tiles_of_keys = take<T>(room, 4 * KEYS * WIDTH); // keys and values, twice
+    float *const left_room = take<float>(room, sizeof(T) == 4 ? 64 * M * PITCH : 0) + 16 * M * PITCH * warp;
+    float *const differences = take<float>(room, 2 * (QUERIES + KEYS)); // twice, where there is such a bias
     const int t_warp = t + 16 * M * warp, t_end = smaller(t_warp + 16 * M, p.queries);
 
     const Span visible = visible_keys(p, bounds, b), seen = keys_of(p, visible, t, smaller(t + QUERIES, p.queries));
@@ -43,7 +45,7 @@ __device__ inline void forward(
     };
 
     u32 held[HELD ? M : 1][HELD ? WIDTH / 16 : 1][4];
-    auto left = [&](int m, int step, u32(&a)[4]) {
+    auto left = [&](int m, int step, auto &a) {
         if constexpr (HELD) {
             for (int i = 0; i < 4; i++) {
                 a[i] = held[m][step][i];
@@ -130,8 +132,8 @@ __device__ inline void forward(
             stays.draw(draw, t_warp, s);
             each_score<M, N>([&](int m, int n, int i, int, int) { x[m][n][i] = stays.at(m, n, i) ? x[m][n][i] : 0.f; });
         }
-        u32 weights[M][N / 2][4];
-        pack_left<T>(weights, x);
+        Left<T, M, N> weights(left_room);
+        weights.put(x);
         times_columns<WIDTH>(o, weights, values, 0, 0);
     }
 
@@ -159,7 +161,7 @@ __device__ inline void forward(
 // For a type, values of a head at most (a multiple of 16), times 16 queries for each warp, keys of a tile, and what else it
 // can do.
 #define MAKE(T, WIDTH, M, KEYS, RULES) \
-    extern "C" __global__ void __launch_bounds__(BLOCK) attention_forward( \
+    extern "C" __global__ void __launch_bounds__(BLOCK, 2) attention_forward_##T( \
         const T *q, const T *k, const T *v, const T *bias, const float *table, const u32 *mask, const u32 *bounds, T *y, \
         float *log_sum, i64 seed, const i64 *seed_at, Problem p) { \
         forward<T, WIDTH, M, KEYS, RULES>( \

@@ -637,3 +637,6 @@ def _numba_pullback() -> Any:
         return g_bias.sum(axis=axes, keepdims=True) if axes else g_bias
 
     return pullback
+
+
+from . import attention_cuda  # noqa: E402, F401 - registers what a card has

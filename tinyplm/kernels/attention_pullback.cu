@@ -1,5 +1,5 @@
-// after: tensor_cores attention_tiles
-// The pullback of softmax attention, for one type and size of heads; see attention_cuda.py. Probabilities are made again from the
+// after: tensor_cores attention_tiles attention_rules
+// The pullback of softmax attention, for one type and size of heads; see attention_plan.py. Probabilities are made again from the
 // logarithm of each row's sum. Twice: a tile of keys goes through the queries for the gradients of keys and values, a tile
 // of queries through the keys for that of queries. So nothing is added by two blocks, at the price of 7 products instead of 5.
 
@@ -29,11 +29,13 @@ __device__ inline void pullback_of_keys(
     bias += b * p.bias.batch + h * p.bias.head;
     table += i64(h) * (p.keys + p.queries - 1);
 
-    DYNAMIC_SHARED(room);
-    T *const keys = reinterpret_cast<T *>(room), *const values = keys + KEYS * WIDTH;
-    T *const tiles_of_queries = values + KEYS * WIDTH; // queries and gradients, twice
-    float *const numbers_of_queries = reinterpret_cast<float *>(tiles_of_queries + 4 * QUERIES * WIDTH); // twice
-    float *const differences = numbers_of_queries + 4 * QUERIES; // twice, where there is a table
+    DYNAMIC_SHARED(shared);
+    unsigned char *room = shared;
+    T *const keys = take<T>(room, KEYS * WIDTH), *const values = take<T>(room, KEYS * WIDTH);
+    T *const tiles_of_queries = take<T>(room, 4 * QUERIES * WIDTH);       // queries and gradients, twice
+    float *const numbers_of_queries = take<float>(room, 2 * 2 * QUERIES); // twice
+    float *const left_room = take<float>(room, sizeof(T) == 4 ? 2 * 64 * M * PITCH : 0) + 2 * 16 * M * PITCH * warp;
+    float *const differences = take<float>(room, 2 * (QUERIES + KEYS)); // twice, where there is such a bias
     const int s_warp = s + 16 * M * warp, s_end = s_warp + 16 * M;
 
     const Span visible = visible_keys(p, bounds, b), seen = queries_of(p, visible, s, smaller(s + KEYS, p.keys));
@@ -53,8 +55,8 @@ __device__ inline void pullback_of_keys(
         }
         close_copies();
     };
-    auto left_keys = [&](int m, int step, u32(&a)[4]) { load_left<WIDTH>(a, keys, 16 * (M * warp + m), step); };
-    auto left_values = [&](int m, int step, u32(&a)[4]) { load_left<WIDTH>(a, values, 16 * (M * warp + m), step); };
+    auto left_keys = [&](int m, int step, auto &a) { load_left<WIDTH>(a, keys, 16 * (M * warp + m), step); };
+    auto left_values = [&](int m, int step, auto &a) { load_left<WIDTH>(a, values, 16 * (M * warp + m), step); };
 
     const float factor = is_scaled(RULES) ? LOG2_E : p.scale * LOG2_E;
     const Draw draw = {{u32(seed), u32(seed >> 32)}, u32(turn.head), p.threshold};
@@ -97,12 +99,12 @@ __device__ inline void pullback_of_keys(
             each_score<M, N>([&](int m, int n, int i, int, int column) {
                 x[m][n][i] = probability<RULES>(x[m][n][i], sums[part + column], factor);
             });
-            u32 weights[M][N / 2][4]; // kept so, they leave room for the scores' gradients
-            pack_left<T>(weights, x);
+            Left<T, M, N> weights(left_room); // kept so, they leave room for the scores' gradients
+            weights.put(x);
             if constexpr (RULES & DROPPED) {
                 each_score<M, N>([&](int m, int n, int i, int, int) { x[m][n][i] = stays.at(m, n, i) ? x[m][n][i] : 0.f; });
-                u32 some[M][N / 2][4];
-                pack_left<T>(some, x);
+                Left<T, M, N> some(left_room + 16 * M * PITCH);
+                some.put(x);
                 times_columns<WIDTH>(of_values, some, gradients, part, c);
             } else {
                 times_columns<WIDTH>(of_values, weights, gradients, part, c);
@@ -113,11 +115,9 @@ __device__ inline void pullback_of_keys(
                 if constexpr (RULES & DROPPED) {
                     x[m][n][i] = stays.at(m, n, i) ? x[m][n][i] * p.more : 0.f;
                 }
-                float pair[2];
-                unpack(weights[m][n / 2][n % 2 * 2 + i / 2], pair, T());
-                x[m][n][i] = pair[i % 2] * (x[m][n][i] - sums[QUERIES + part + column]);
+                x[m][n][i] = weights.at(m, n, i) * (x[m][n][i] - sums[QUERIES + part + column]);
             });
-            pack_left<T>(weights, x);
+            weights.put(x);
             times_columns<WIDTH>(of_keys, weights, queries, part, c);
         }
     }
@@ -140,23 +140,24 @@ __device__ inline void pullback_of_queries(
     const T *g, const T *q, const T *k, const T *v, const T *bias, const float *table, const u32 *mask,
     const u32 *bounds, const float *numbers, T *gq, float *g_pairs, T *g_direct, float *g_table,
     u64 seed, const Problem &p) {
-    constexpr int QUERIES = 64 * M, N = PIECE / 8, C = WIDTH / 8, PITCH = PIECE + 8;
+    constexpr int QUERIES = 64 * M, N = PIECE / 8, C = WIDTH / 8;
     const int warp = threadIdx.x / 32, tiles = (p.queries + QUERIES - 1) / QUERIES;
     const int together = RULES & DENSE ? p.together : 1, runs = (p.batch + together - 1) / together;
     const Turn turn = turn_of<true>(p, runs * p.heads, tiles);
     const int run = turn.head / p.heads, h = turn.head % p.heads, t = turn.tile * QUERIES, shift = p.keys - p.queries;
     const int t_warp = t + 16 * M * warp, t_end = smaller(t_warp + 16 * M, p.queries);
 
-    DYNAMIC_SHARED(room);
-    T *const queries = reinterpret_cast<T *>(room), *const gradients = queries + QUERIES * WIDTH;
-    T *const tiles_of_keys = gradients + QUERIES * WIDTH; // keys and values, twice
-    float *const differences = reinterpret_cast<float *>(tiles_of_keys + 4 * KEYS * WIDTH); // twice, where there is a table
-    float *const scores = differences + 2 * (QUERIES + KEYS) + 16 * M * PITCH * warp;       // if it has a gradient
+    DYNAMIC_SHARED(shared);
+    unsigned char *room = shared;
+    T *const queries = take<T>(room, QUERIES * WIDTH), *const gradients = take<T>(room, QUERIES * WIDTH);
+    T *const tiles_of_keys = take<T>(room, 4 * KEYS * WIDTH); // keys and values, twice
+    float *const scores = take<float>(room, sizeof(T) == 4 || RULES & BY_DIFFERENCE ? 64 * M * PITCH : 0) + 16 * M * PITCH * warp;
+    float *const differences = take<float>(room, 2 * (QUERIES + KEYS)); // twice, where there is such a bias
     table += i64(h) * (p.keys + p.queries - 1);
     const i64 pairs_at = i64(turn.head) * p.queries * p.keys;
     g_table += (i64(turn.head) * ((p.queries + 16 * M - 1) / (16 * M)) + t_warp / (16 * M)) * (p.keys + 16 * M - 1);
-    auto left_queries = [&](int m, int step, u32(&a)[4]) { load_left<WIDTH>(a, queries, 16 * (M * warp + m), step); };
-    auto left_gradients = [&](int m, int step, u32(&a)[4]) { load_left<WIDTH>(a, gradients, 16 * (M * warp + m), step); };
+    auto left_queries = [&](int m, int step, auto &a) { load_left<WIDTH>(a, queries, 16 * (M * warp + m), step); };
+    auto left_gradients = [&](int m, int step, auto &a) { load_left<WIDTH>(a, gradients, 16 * (M * warp + m), step); };
     const float factor = is_scaled(RULES) ? LOG2_E : p.scale * LOG2_E;
 
     for (int b = run * together; b < smaller((run + 1) * together, p.batch); b++) {
@@ -240,10 +241,10 @@ __device__ inline void pullback_of_queries(
                     });
                 }
                 if constexpr (RULES & BY_DIFFERENCE) {
-                    add_differences<M, N, PITCH>(g_table, scores, x, s, p);
+                    add_differences<M, N>(g_table, scores, x, s, p);
                 }
-                u32 left[M][N / 2][4];
-                pack_left<T>(left, x);
+                Left<T, M, N> left(scores);
+                left.put(x);
                 times_columns<WIDTH>(o, left, keys, part, 0);
             }
         }
@@ -258,7 +259,7 @@ __device__ inline void pullback_of_queries(
 // For a type, values of a head at most (a multiple of 16), times 16 keys for each warp, queries of a tile, blocks that share
 // the columns, and what else it can do.
 #define MAKE_keys(T, WIDTH, M, QUERIES, PARTS, RULES) \
-    extern "C" __global__ void __launch_bounds__(BLOCK) attention_pullback_keys( \
+    extern "C" __global__ void __launch_bounds__(BLOCK, 2) attention_pullback_keys_##T( \
         const T *g, const T *q, const T *k, const T *v, const T *bias, const float *table, const u32 *mask, \
         const u32 *bounds, const float *numbers, T *gk, T *gv, i64 seed, const i64 *seed_at, \
         Problem p) { \
@@ -267,7 +268,7 @@ __device__ inline void pullback_of_queries(
     }
 // The same of queries.
 #define MAKE_queries(T, WIDTH, M, KEYS, RULES) \
-    extern "C" __global__ void __launch_bounds__(BLOCK) attention_pullback_queries( \
+    extern "C" __global__ void __launch_bounds__(BLOCK, 2) attention_pullback_queries_##T( \
         const T *g, const T *q, const T *k, const T *v, const T *bias, const float *table, const u32 *mask, \
         const u32 *bounds, const float *numbers, T *gq, float *g_pairs, T *g_direct, \
         float *g_table, i64 seed, const i64 *seed_at, Problem p) { \

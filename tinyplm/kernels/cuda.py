@@ -43,6 +43,7 @@ PARTS = (
     "matmul_result",
     "matmul_given",
     "attention_tiles",
+    "attention_rules",
 )
 """Files without kernels of their own: the first is put before every file, others where its first line names them."""
 TEMPLATES = (
@@ -54,7 +55,7 @@ TEMPLATES = (
         "matmul_float32",
         "matmul_hopper",
     ),
-    *("attention", "attention_pullback", "attention_decode"),
+    *("attention", "attention_pullback"),
 )
 """Files whose kernels are made one by one, as `source` is told."""
 FILES = tuple(

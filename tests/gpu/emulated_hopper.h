@@ -74,6 +74,9 @@ inline void arrived(Phases *p) {
 inline void barrier_arrive(Barrier64 *barrier) { arrived(phases(barrier)); }
 inline Phases *phases_at(Barrier64 *barrier, unsigned of) {
     phases(barrier); // which is to be one here too
+    if (of >= CLUSTER || alive_of_block[of] == 0) {
+        fail("block %u of the cluster is not there, or has ended", of);
+    }
     Phases *const there = reinterpret_cast<Phases *>(shared_byte(shared_address(barrier), of));
     if (there->mark != MADE) {
         fail("no barrier in block %u of the cluster", of);
@@ -161,6 +164,9 @@ inline void copy_box(void *to, const TensorMap *given, Barrier64 *barrier, int x
 inline void arrive(const Box &box) {
     const Map &m = box.map;
     unsigned at = box.to;
+    if (alive_of_block[box.of] == 0) {
+        fail("a box for a block that has ended");
+    }
     for (unsigned z = 0; z < m.box[2]; z++) {
         for (unsigned y = 0; y < m.box[1]; y++) {
             for (unsigned x = 0; x < m.box[0]; x++, at += m.itemsize) {

@@ -203,11 +203,12 @@ FAULTS_OF_PAIRS = [
     ("threadIdx.x % 32 < 2", "threadIdx.x % 32 < 1", "nobody can go on"),
     ("own = SHARED ? rank : 0", "own = 0", "nobody can go on|not equal"),
     ("at.row + rank * ROWS, step", "at.row, step", "Arrays are not equal"),
+    ("meet_cluster(); // nobody", "// nobody", "has ended"),
 ]
 
 
 @pytest.mark.device
-@pytest.mark.parametrize(("text", "instead", "said"), FAULTS_OF_PAIRS, ids=range(5))
+@pytest.mark.parametrize(("text", "instead", "said"), FAULTS_OF_PAIRS, ids=range(6))
 def test_the_emulation_notices_what_pairs_do_wrong(
     monkeypatch, tmp_path, built, text, instead, said
 ):

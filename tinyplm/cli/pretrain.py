@@ -133,13 +133,15 @@ def _new(settings: dict[str, Any]) -> Run:
 
 
 def _resumed(settings: dict[str, Any]) -> Run:
-    """The settings that were saved, if none that is given contradicts them."""
+    """The settings that were saved, if none that is given contradicts them; a graph makes the same steps as none."""
     from ..recipes.pretrain import saved_run
 
     run = saved_run(settings.pop("output", None), settings.get("model"))
     for name, value in settings.items():
         saved = getattr(run, name)
-        if value != saved and not _same_path(name, value, saved):
+        if name == "graph":
+            run = dataclasses.replace(run, graph=value)
+        elif value != saved and not _same_path(name, value, saved):
             what = "the model" if name == "model" else flag(name)
             raise UsageError(
                 f"{what} is {value}, but the run in {run.output} was begun with {saved}. To go on leave it out; to "

@@ -78,7 +78,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--minutes", type=float, default=10.0, help="that the whole may take; 10 by default")
     add("--sections", metavar="LIST", help=f"some of {','.join(SECTIONS)}")
     add(
-        "--plans", action="store_true", help="time every plan of a product, not only the chosen one"
+        "--plans", action="store_true", help="every plan of products first, not only the chosen one"
     )
     add("--ours-only", action="store_true", help="no other framework, even if installed")
     add("--seed", type=int, help="of the data; another one each time by default")

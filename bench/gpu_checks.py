@@ -18,6 +18,7 @@ from tinyplm.kernels import cuda
 from tinyplm.kernels.attention import Rules, attention_forward, attention_pullback
 from tinyplm.kernels.registry import KERNELS, Kernel, Variant
 
+from . import gpu_matmul
 from .gpu_arguments import ARGUMENTS
 from .gpu_cases import (
     LIMITS,
@@ -35,6 +36,8 @@ from .gpu_worker import Record, State, said
 TYPES = ("bfloat16", "float16", "float32")
 ROWS = ((3, 7), (64, 768), (301, 517), (7, 4096), (3, 8200))
 PRODUCTS = ((7, 33, 65), (128, 136, 64), (300, 517, 129), (257, 136, 1024))
+UNEVEN = (264, 520, 392)
+"""Rows, columns and terms that fill no tile, and begin at multiples of 16 bytes."""
 LAYOUTS = ("nn", "nt", "tn", "tt")
 HEADS = ((7, 65, 16), (65, 65, 40), (127, 127, 64), (200, 300, 80))
 """Queries, keys, width of a head."""
@@ -56,6 +59,22 @@ Given = tuple[Any, ...]
 
 
 @dataclass
+class Planned:
+    """Stands for a variant of the product: one plan, forced by its name."""
+
+    name: str
+
+    def when(self, *_: Any) -> bool:
+        """Plans that do not take a product are not offered for it."""
+        return True
+
+    @property
+    def function(self) -> Callable[..., Any]:
+        """To be called."""
+        return partial(gpu_matmul.by_plan, self.name)
+
+
+@dataclass
 class Trial:
     """A call of a variant, and what it has to give.
 
@@ -70,7 +89,7 @@ class Trial:
     """
 
     about: Record
-    variant: Variant
+    variant: Variant | Planned
     make: Callable[[], Given]
     exact: Callable[[Given], list[Any]]
     limits: Callable[[list[str]], list[float]]
@@ -291,6 +310,23 @@ def _of_products(ground: Ground, one: Variant, quick: bool) -> Iterator[Trial]:
             lambda found: [LIMITS[name] for name in found],
             whole=face == "whole",
         )
+    if one.name == "cuda" and not quick:
+        yield from _of_plans(ground)
+
+
+def _of_plans(ground: Ground) -> Iterator[Trial]:
+    """Every plan, at a size that fills no tile."""
+    M, N, K = size = UNEVEN
+    for layout, face in itertools.product(LAYOUTS, ("", "whole")):
+        for name in gpu_matmul.plans(M, N, K, layout, TYPES[0]):
+            yield Trial(
+                {"what": "product", "shapes": f"{M}x{N}x{K} {layout} {face}", "dtype": TYPES[0]},
+                Planned(name),
+                partial(_factors, ground, size, layout, TYPES[0], face),
+                partial(_exact_product, ground.xp),
+                lambda found: [LIMITS[name] for name in found],
+                whole=face == "whole",
+            )
 
 
 def _factors(

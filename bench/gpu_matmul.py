@@ -41,7 +41,8 @@ def cases(settings: dict[str, Any]) -> list[Case]:
     """The standard ones, or a product of each size that was asked for."""
     asked = [s for s in settings.get("sizes") or [] if len(s) == 3]
     if asked:
-        return [_case(*size, "nn", priority=1) for size in asked]
+        ways = (False, True) if settings.get("forced") else (False,)
+        return [_case(*size, "nn", priority=1, forced=way) for size in asked for way in ways]
     if settings.get("sizes"):
         return []
     found = [_case(n, n, n, "nn", priority=1, quick=n == 4096) for n in SQUARES]
@@ -61,13 +62,13 @@ def cases(settings: dict[str, Any]) -> list[Case]:
         _case(4096, 4096, 4096, "nn", dtype="float16", priority=3),
         *map(_fused, ("linear", "linear_gelu", "linear_residual")),
     ]
-    if settings.get("forced"):
-        found += [
-            _case(4096, 4096, 4096, "nn", priority=1, forced=True, seconds=20),
-            _case(TOKENS, 4 * WIDTH, WIDTH, "nn", priority=1, forced=True, seconds=20),
-            _case(WIDTH, 4 * WIDTH, TOKENS, "tn", priority=1, forced=True, seconds=20),
-        ]
-    return found
+    first = 1 if settings.get("forced") else 2
+    return [
+        *found,
+        _case(4096, 4096, 4096, "nn", priority=first, forced=True, seconds=15),
+        _case(TOKENS, 4 * WIDTH, WIDTH, "nn", priority=first, forced=True, seconds=15),
+        _case(WIDTH, 4 * WIDTH, TOKENS, "tn", priority=first, forced=True, seconds=15),
+    ]
 
 
 def _case(
@@ -130,7 +131,10 @@ def _build(M: int, N: int, K: int, layout: str, dtype: str, forced: bool, ground
     given = (*sets[0],) if outs[0] is None else (*sets[0], outs[0])
     ways = list(ours(ground, matmul.product, given, run))
     if forced:
-        ways = [w for name in plans(M, N, K, layout, dtype) for w in _by_plan(ground, name, run)]
+        ways = [
+            Way("ours", name, partial(run, partial(by_plan, name)), graph=ground.graph)
+            for name in plans(M, N, K, layout, dtype)
+        ]
     else:
         if single:  # cuBLAS of CuPy writes what it reads
             ways.append(Way("cupy", "matmul", lambda i: xp.matmul(*sets[i % len(sets)])))
@@ -159,14 +163,12 @@ def ours(
         yield Way("ours", "definition", partial(run, kernel.definition))
 
 
-def _by_plan(ground: Ground, name: str, run: Callable[[Any, int], Any]) -> Iterator[Way]:
+def by_plan(name: str, *given: Any) -> Any:
+    """A product by the plan of this name."""
     from tinyplm.kernels import matmul_plan
 
-    def forced(i: int) -> Any:
-        with matmul_plan.forced(name):
-            return run(matmul.product, i)
-
-    yield Way("ours", name, forced, graph=ground.graph)
+    with matmul_plan.forced(name):
+        return matmul.product(*given)
 
 
 def plans(M: int, N: int, K: int, layout: str, dtype: str) -> list[str]:

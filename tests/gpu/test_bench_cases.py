@@ -142,6 +142,8 @@ def small(monkeypatch):
     monkeypatch.setattr(gpu_checks, "ROWS", ((3, 7), (9, 40)))
     monkeypatch.setattr(gpu_checks, "PRODUCTS", ((1, 1, 1), (7, 33, 65), (20, 24, 40)))
     monkeypatch.setattr(gpu_checks, "EXACT_TERMS", 64)
+    monkeypatch.setattr(gpu_checks, "UNEVEN", (24, 40, 16))
+    monkeypatch.setattr(gpu_matmul, "plans", lambda *_: ["64x64"])
     monkeypatch.setattr(gpu_checks, "HEADS", ((1, 9, 16), (7, 12, 16)))
     monkeypatch.setattr(gpu_checks, "MORE_HEADS", ())
     monkeypatch.setattr(gpu_checks, "_types", lambda one, quick: ("bfloat16", "float32"))
@@ -165,8 +167,10 @@ def test_a_right_product_passes_and_exactly_on_whole_numbers(state, small, monke
     found = list(gpu_checks.check(state, "product", "cuda"))
     assert all(r["fine"] for r in found), [r for r in found if not r["fine"]]
     assert {r["shapes"].split()[1] for r in found} == {"nn", "tn"}
+    chosen = [r for r in found if r["variant"] == "cuda"]
     for face in ("whole", "to float32", "added"):
-        assert 4 * sum(face in r["shapes"] for r in found) == len(found)
+        assert 4 * sum(face in r["shapes"] for r in chosen) == len(chosen)
+    assert [r["variant"] for r in found if r not in chosen] == ["64x64"] * 4
 
 
 @pytest.mark.device
@@ -255,6 +259,7 @@ def test_what_checks_and_cases_launch_is_found_without_a_launch(card, state, sma
     assert len(set(files)) == len(files)
     assert "gelu" not in files  # which is compiled anyway
     wanted = gpu_matmul.files(300, 200, 100, "nn", "bfloat16", False, None)
+    monkeypatch.setattr(gpu_matmul, "plans", lambda *_: [])
     assert set(wanted) < set(files)
     for kind in ("attention ", "attention_pullback "):
         assert any(file.startswith(kind) and " bfloat16 64 " in file for file in files)

@@ -166,3 +166,19 @@ def test_floats_with_everything(device, name):
     bias = drawn(BIASES[name](3, 2, 70, 100), FLOAT32, 4)
     rules = Rules(True, padding(3, 100), 0.25, rate=0.1, seed=3, window=60)
     check(device, *heads(3, 70, 100, 2, 37, FLOAT32), bias, rules)
+
+
+@pytest.mark.parametrize("name", ["plain", "causal", "window", "bias", "table", "odd"])
+def test_few_queries_of_many_keys(device, name):
+    """Keys are shared out between blocks; a batch row sees none of them."""
+    T, S, K = {"bias": (4, 300, 64), "odd": (3, 150, 36)}.get(name, (2, 300, 64))
+    bias, rules = None, Rules(name == "causal", padding(4, S), 0.125)
+    if name == "bias":
+        bias = drawn((4, 1, T, S), BFLOAT16, 4)
+    if name == "table":
+        bias = drawn((2, S + T - 1), FLOAT32, 4)
+    if name == "window":
+        rules = Rules(True, None, 0.125, window=100)
+    if name == "plain":
+        rules = Rules(False, None, -0.125)
+    check(device, *heads(4, T, S, 2, K, FLOAT32 if name == "causal" else BFLOAT16), bias, rules)

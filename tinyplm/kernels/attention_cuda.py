@@ -52,14 +52,11 @@ def packed_mask(mask: Array | None) -> Mask:
     return Mask(words, bounds if H == T == 1 else None, place)
 
 
-def _given(mask: Mask, bias: Array | None) -> tuple[Array | None, ...]:
-    """A dense bias, one by difference in float32, and the mask."""
-    dense = table = None
-    if bias is not None and bias.ndim == 4:
-        dense = bias
-    elif bias is not None:
-        table = namespace(bias).ascontiguousarray(bias, np.float32)
-    return dense, table, mask.words, mask.bounds
+def _biases(bias: Array | None) -> tuple[Array | None, Array | None]:
+    """A dense one, and one by difference in float32."""
+    if bias is None or bias.ndim == 4:
+        return bias, None
+    return None, namespace(bias).ascontiguousarray(bias, np.float32)
 
 
 def _start(launch: plan.Launch, heads: int, rows: int, *arguments: Any) -> None:
@@ -80,16 +77,43 @@ def _forward() -> Any:
     def forward(q: Array, k: Array, v: Array, bias: Array | None, rules: Rules, keep: bool) -> Kept:
         B, H, T, K = q.shape
         y = cuda.empty(q, (B, T, H, K)).swapaxes(1, 2)
+        if T <= plan.FEW and not rules.rate:
+            return decode(q, k, v, bias, rules, y)
         log_sum = cuda.empty(q, (B * H * T,), np.float32)
         mask, kind = packed_mask(rules.mask), plan.kind_of(q, bias, rules, k, v, y)
         problem = plan.problem(q, k, rules, bias, v=v, y=y)
         problem["mask"] = mask.place
         seed = cuda.seed_arguments(rules.seed)
-        given = q, k, v, *_given(mask, bias)
+        given = q, k, v, *_biases(bias), mask.words, mask.bounds
         _start(plan.forward(kind, T), B * H, T, *given, y, log_sum, *seed, problem)
         return Kept(y, None, log_sum)
 
     return forward if cuda.usable() else None
+
+
+def decode(q: Array, k: Array, v: Array, bias: Array | None, rules: Rules, y: Array) -> Kept:
+    """The result of a few queries, into y: pieces of the keys side by side, without dropout."""
+    (B, H, T, K), S = q.shape, k.shape[2]
+    kind = plan.kind_of(q, bias, rules, k, v)
+    way = plan.decoding(kind, K, B * H, T, S, rules.reach(T, S)[0])
+    sums = cuda.empty(q, (B * H, way.pieces, T, 2), np.float32)
+    means = cuda.empty(q, (B * H, way.pieces, T, K), np.float32)
+    log_sum = cuda.empty(q, (B * H * T,), np.float32)
+    problem = plan.problem(q, k, rules, bias, v=v, y=y)
+    steps = np.zeros(1, STEPS)
+    if rules.mask is not None:
+        steps[0] = tuple(
+            s * (n > 1) for s, n in zip(rules.mask.strides, rules.mask.shape, strict=True)
+        )
+    cuda.launch(
+        way.file, f"attention_decode_{way.type}", B * H * way.pieces, plan.BLOCK,
+        q, k, v, *_biases(bias), rules.mask, steps, sums, means, way.pieces, way.first, way.length, problem,
+    )  # fmt: skip
+    cuda.launch(
+        way.file, f"attention_join_{way.type}", -(-B * H * T * K // plan.BLOCK), plan.BLOCK,
+        sums, means, y, log_sum, way.pieces, problem,
+    )  # fmt: skip
+    return Kept(y, None, log_sum)
 
 
 @attention_pullback.variant(
@@ -122,7 +146,7 @@ def _pullback() -> Any:
         problem = plan.problem(q, k, rules, bias, v=v, g=g, gq=gq, gk=gk, gv=gv)
         problem["mask"], problem["pitch"] = mask.place, numbers.shape[2]
         seed = cuda.seed_arguments(rules.seed)
-        given = g, q, k, v, *_given(mask, bias), numbers
+        given = g, q, k, v, *_biases(bias), mask.words, mask.bounds, numbers
         _start(plan.keys(kind), B * H, S, *given, gk, gv, *seed, problem)
 
         launch = plan.queries(kind)

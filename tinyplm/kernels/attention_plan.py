@@ -27,6 +27,10 @@ CACHED = 16 << 20
 """Bytes of keys and values that the heads of a cluster read: a card's second cache is twice as large or larger."""
 SIZES = 16, 32, 48, 64, 80, 96, 128, 256
 """Values that heads may have room for: multiples of 16, those that models have and few others."""
+FEW = 4
+"""Queries that keys are shared out for, at most."""
+LEAST_PIECE = 64
+"""Keys of a piece: all that a block has at once, of heads of 64 halves."""
 ENOUGH = 528
 """Blocks that keep a large card busy: four for each multiprocessor of an H200."""
 
@@ -123,12 +127,13 @@ def forward(kind: Kind, queries: int) -> Launch:
     """The result: rows are queries, columns keys."""
     if kind.itemsize == 4:
         tiles = Tiles(2 if kind.size <= 64 and queries > 64 else 1, 32)
-    elif kind.size > 128:
+    elif kind.size <= 64:
+        tall = 2 if queries > 64 else 1
+        tiles = Tiles(tall, 32 if tall == 2 and kind.extras & DENSE else 64)
+    elif kind.size > 128 or kind.extras & DENSE:
         tiles = Tiles(1, 32)
-    elif queries <= 64:
-        tiles = Tiles(1, 64)
     else:
-        tiles = Tiles(2, 32 if kind.size > 64 or kind.extras & DENSE else 64)
+        tiles = Tiles(2, 32) if queries > 64 and kind.extras in (0, DROPPED) else Tiles(1, 64)
     return _launch("attention", kind, tiles, 1, _columns(kind, tiles) + _rows(kind, tiles))
 
 
@@ -177,6 +182,36 @@ def _launch(file: str, kind: Kind, tiles: Tiles, parts: int, shared: int) -> Lau
     made = " ".join(map(str, (kind.type, kind.size, *tiles, *shares, kind.extras)))
     name = "attention_forward" if file == "attention" else file.replace(" ", "_")
     return Launch(f"{file} {made}", f"{name}_{kind.type}", tiles, parts, shared)
+
+
+class Decoding(NamedTuple):
+    """How a few queries are computed, which a tile would not fill.
+
+    Attributes:
+        file: and what is to be made of it, as cuda.launch wants it.
+        type: as kernels' names end.
+        pieces: of the keys, each of a block.
+        first: key that some query may see.
+        length: of a piece.
+    """
+
+    file: str
+    type: str
+    pieces: int
+    first: int
+    length: int
+
+
+def decoding(kind: Kind, width: int, heads: int, queries: int, keys: int, back: int) -> Decoding:
+    """For so many heads of all batch rows, whose queries see so many positions back."""
+    lanes = next(n for n in (2, 4, 8, 16, 32) if n * 16 >= width * kind.itemsize)
+    first = max(0, keys - queries - back + 1)
+    pieces = max(1, min(-(-(keys - first) // LEAST_PIECE), -(-2 * ENOUGH // heads)))
+    length = -(-(keys - first) // pieces)
+    most = next(n for n in (1, 2, 4) if n >= queries)
+    odd = str(bool(kind.extras & ODD)).lower()
+    made = f"attention_decode {kind.type} {lanes} {most} {odd}"
+    return Decoding(made, kind.type, -(-(keys - first) // length), first, length)
 
 
 def fits(*arrays: Array) -> bool:

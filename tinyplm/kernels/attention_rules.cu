@@ -1,7 +1,7 @@
 // What attention does with scores: which keys a query sees, what is added to scores, and what is dropped. Rows of a tile are
 // queries and columns keys, or, where a name says TURNED, rows are keys and columns queries.
 
-const float LOG2_E = 1.44269504f;
+[[maybe_unused]] const float LOG2_E = 1.44269504f;
 
 __device__ inline int smaller(int a, int b) { return a < b ? a : b; }
 __device__ inline int larger(int a, int b) { return a > b ? a : b; }

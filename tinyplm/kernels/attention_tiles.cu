@@ -9,7 +9,7 @@ const int BLOCK = 128;
 
 // What a kernel can do besides, as bits of its last number; as in attention_plan.py. Without a bias, scores are scaled by
 // the exponential.
-const int DENSE = 1, BY_DIFFERENCE = 2, DROPPED = 4, ODD = 8, SCALED = 16;
+[[maybe_unused]] const int DENSE = 1, BY_DIFFERENCE = 2, DROPPED = 4, ODD = 8, SCALED = 16;
 __device__ constexpr bool is_scaled(int rules) { return (rules & (DENSE | BY_DIFFERENCE | SCALED)) != 0; }
 
 struct Place { // values from one to the next
@@ -167,7 +167,7 @@ __device__ inline void times_rows(float (&s)[M][N][4], F left, const float *tile
 }
 
 // A warp's scores as the left side of a product: in registers of halves, in shared memory of floats.
-const int PITCH = 40; // of 32 floats a row there
+[[maybe_unused]] const int PITCH = 40; // of 32 floats a row there
 template <class T, int M, int N> struct Left {
     u32 words[M][N / 2][4]; // [m][k] has columns 16 k to 16 k + 15
 

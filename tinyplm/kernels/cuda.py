@@ -55,7 +55,7 @@ TEMPLATES = (
         "matmul_float32",
         "matmul_hopper",
     ),
-    *("attention", "attention_pullback"),
+    *("attention", "attention_pullback", "attention_decode"),
 )
 """Files whose kernels are made one by one, as `source` is told."""
 FILES = tuple(

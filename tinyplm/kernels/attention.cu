@@ -12,7 +12,7 @@ __device__ inline void forward(
     constexpr int QUERIES = 64 * M, N = KEYS / 8, C = WIDTH / 8;
     constexpr int STEPS = M > 1 && (RULES != 0 || WIDTH > 64) ? 2 : WIDTH / 16;
     constexpr bool SCALED_BEFORE = is_scaled(RULES);
-    constexpr bool HELD = M * WIDTH * sizeof(T) <= 128; // whether a warp's queries stay in registers
+    constexpr bool HELD = sizeof(T) == 2 && M * WIDTH <= 64; // whether a warp's queries stay in registers
     const int warp = threadIdx.x / 32, tiles = (p.queries + QUERIES - 1) / QUERIES;
     const Turn turn = turn_of<true>(p, p.batch * p.heads, tiles);
     const int b = turn.head / p.heads, h = turn.head % p.heads, t = turn.tile * QUERIES, shift = p.keys - p.queries;

@@ -12,7 +12,13 @@ import stand_in
 from device_training import BFLOAT16, Trained, assert_same_bits, batches, gpt2
 
 from tinyplm.cli.main import main
-from tinyplm.errors import ConfigError, DeviceMemoryError, NonFiniteError, TinyplmWarning
+from tinyplm.errors import (
+    ConfigError,
+    DeviceMemoryError,
+    NonFiniteError,
+    ShapeError,
+    TinyplmWarning,
+)
 from tinyplm.kernels.registry import KERNELS
 from tinyplm.objectives import CausalLM
 from tinyplm.optim import SGD, Adafactor, AdamW
@@ -232,6 +238,13 @@ def test_without_kernels_of_our_own_it_is_the_same(plain_card):
             )
         )  # fmt: skip
     assert_same_bits({n: a.get() for n, a in model.arrays().items()}, before)
+
+
+def test_an_id_that_is_outside_is_told_before_it_goes_up(card):
+    ids = np.zeros((2, 9), np.int64)
+    ids[1, 4] = 13
+    with pytest.raises(ShapeError, match=r"input_ids contains 13 at \[1, 4\].*vocab_size=13"):
+        Trained(gpt2(), steps=1, source=iter([{"input_ids": ids}]))
 
 
 def test_no_room_is_said_with_what_to_do(card):

@@ -19,6 +19,7 @@ from ..backend import namespace
 from ..errors import DeviceMemoryError, TinyplmWarning
 from ..kernels.graph import SEEDS, Draws, Late, Parcel, Worker
 from ..kernels.many import Clipping
+from ..nn.checks import checked_ids
 from ..optim import gradient_norm, shrink
 from ..types import Array, Batch, Generator
 
@@ -256,7 +257,11 @@ class OnCard:
         return True
 
     def _sent(self, batch: Batch) -> dict[str, Array]:
-        """What of a batch goes to the card."""
+        """What of a batch goes to the card, where nobody looks at ids."""
+        vocab_size = getattr(getattr(self._update.model, "config", None), "vocab_size", None)
+        for name in ("input_ids", "decoder_input_ids"):
+            if vocab_size is not None and name in batch:
+                checked_ids(batch[name], vocab_size, name, "vocab_size")
         return {
             name: value
             for name, value in batch.items()

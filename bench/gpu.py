@@ -152,7 +152,8 @@ class Run:
         try:
             here = self.do(worker, gpu_plan.here())
             if not any("card" in record for record in here):
-                note(f"gpu: the card does not answer; {self.log} says why")
+                reason = next((r["failed"] for r in here if "failed" in r), "it said nothing")
+                note(f"gpu: the card does not answer: {reason}")
                 return 1
             self.sections(worker, sections, here[0])
         except KeyboardInterrupt:

@@ -151,6 +151,7 @@ def _case(s: Shape, way: str, priority: int, *, quick: bool = False, jax: bool =
         source=source,
         priority=priority,
         seconds=7,
+        limit=150,
         quick=quick,
         compiles=s.kind in ("window", "padding", "bias"),
         build=partial(_build, s, way, jax),

@@ -147,7 +147,8 @@ def ceiling(state: State, name: str) -> Iterator[Record]:
     card.wait(1.0)
     for _, times in race(card, [way], rounds=2, most=20, heavy=name.startswith("product")):
         found = times.described()
-        yield {"ceiling": name, "rate": amount / found["median"]} | found
+        after = {"clocks": clocks()} if name.startswith("product") else {}
+        yield {"ceiling": name, "rate": amount / found["median"]} | found | after
     xp.get_default_memory_pool().free_all_blocks()
 
 

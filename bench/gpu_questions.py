@@ -17,7 +17,7 @@ from tinyplm.backend import library
 from tinyplm.kernels import cuda
 from tinyplm.kernels.tensor_map import TensorMap, encoded
 
-from .gpu_timing import Card
+from .gpu_timing import WARM, Card
 from .gpu_worker import Record, State, said
 
 PROBES = Path(__file__).with_name("gpu_probes.cu")
@@ -71,11 +71,13 @@ def _processors(xp: Any) -> int:
     return int(xp.cuda.runtime.getDeviceProperties(0)["multiProcessorCount"])
 
 
-def _seconds(state: State, run: Any, repeats: int = 5) -> float:
-    """The median of a few runs of some milliseconds each, between events."""
+def _seconds(state: State, run: Any, repeats: int = 9) -> float:
+    """The median of a few runs of some milliseconds each, between events, once clocks have risen."""
     card = Card(device(state))
-    run()
-    card.synchronize()
+    began = card.now()
+    while card.now() - began < WARM:
+        run()
+        card.synchronize()
     found = []
     for _ in range(repeats):
         first = card.mark()
@@ -338,18 +340,18 @@ def offsets(state: State) -> Answer:
 
 def wgmma_rate(state: State) -> Answer:
     """Products per second of wgmma alone, from shared memory, on random values."""
-    return _products(state, "wgmma_rate", 1, 2, 16, 49152 + 1024, FLOPS_OF_WGMMA)
+    return _products(state, "wgmma_rate", 1, 2, 2_000, 49152 + 1024, FLOPS_OF_WGMMA)
 
 
 def mma_rate(state: State) -> Answer:
     """Products per second of mma.sync alone, from registers, on random values: the most that portable kernels reach."""
-    return _products(state, "mma_rate", 2, 8, 16, 0, FLOPS_OF_MMA)
+    return _products(state, "mma_rate", 2, 8, 20_000, 0, FLOPS_OF_MMA)
 
 
 def _products(
-    state: State, name: str, blocks: int, teams: int, each: int, shared: int, flops: int
+    state: State, name: str, blocks: int, teams: int, rounds: int, shared: int, flops: int
 ) -> Answer:
-    """So many blocks for each processor, with so many teams, whose rounds have so many products."""
+    """So many blocks for each processor, with so many teams, whose rounds have 16 products."""
     import ml_dtypes
 
     xp = device(state)
@@ -357,20 +359,19 @@ def _products(
     rng = np.random.default_rng()
     values = xp.asarray(rng.standard_normal(1 << 16).astype(ml_dtypes.bfloat16).view(np.uint16))
     out = xp.zeros(count * 256, xp.float32)
-    rounds = 2000
 
     def run() -> None:
         _start(name, count, 256, values, out, rounds, shared=shared)
 
     seconds = _seconds(state, run)
-    rate = flops * each * rounds * teams * count / seconds
+    rate = flops * 16 * rounds * teams * count / seconds
     return {"answer": f"{rate / 1e12:.0f} TFLOP/s", "flops_per_second": rate, "seconds": seconds}
 
 
 def power_rate(state: State) -> Answer:
     """Powers of two per clock of a processor, and per second of the card; 16 a clock are assumed."""
     xp = device(state)
-    blocks, rounds = 2 * _processors(xp), 2000
+    blocks, rounds = 2 * _processors(xp), 8000
     out, clocks = xp.zeros(blocks * 1024, xp.float32), xp.zeros(blocks, xp.int64)
 
     def run() -> None:

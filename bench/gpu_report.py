@@ -172,17 +172,29 @@ def _steps(records: list[Record]) -> list[str]:
 
 
 def _failures(records: Iterable[Record]) -> list[str]:
-    lines = []
+    """Ours one by one; of peers, which do not take everything, how often each failed and what it said first."""
+    lines: list[str] = []
+    peers: dict[str, list[str]] = {}
     for r in records:
-        if "failed" in r and r.get("section") != "questions":
-            whose = f"{r['library']} {r['variant']}: " if "library" in r else ""
+        if "failed" in r and r.get("library", "ours") != "ours":
+            peers.setdefault(f"{r['library']} {r['variant']}", []).append(r["failed"][:120])
+        elif "failed" in r and r.get("section") != "questions":
+            whose = (
+                f"{r['variant']} {r.get('shapes', '')} {r.get('dtype', '')}: "
+                if "variant" in r
+                else ""
+            )
             lines.append(f"  {r.get('name', '')}: {whose}{r['failed'][:200]}")
         elif "wrong" in r:
             lines.append(
                 f"  {r['what']} {r['shapes']} {r['dtype']}: {r['library']} {r['variant']} is wrong: "
                 f"{r['wrong']:.2g} of what is allowed"
             )
-    return ["", "failed", *dict.fromkeys(lines)] if lines else []
+    lines = ["", "failed", *dict.fromkeys(lines)] if lines else []
+    if peers:
+        lines += ["", "peers that did not take a case"]
+        lines += [f"  {name}, {len(said)} of them: {said[0]}" for name, said in peers.items()]
+    return lines
 
 
 def short(dtype: str) -> str:

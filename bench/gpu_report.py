@@ -53,9 +53,12 @@ class Report:
 def table(report: Report) -> str:
     """All of it for people: answers, ceilings, what is wrong, times, what was left out."""
     lines = _lines_of_the_card(report)
-    lines += ["", "questions", *map(_answer, report.of("questions"))]
-    lines += ["", *_checks(report.of("checks"))]
-    lines += ["", *_compiled(report.of("compile"))]
+    if answers := report.of("questions"):
+        lines += ["", "questions", *map(_answer, answers)]
+    if checks := report.of("checks"):
+        lines += ["", *_checks(checks)]
+    if compiled := report.of("compile"):
+        lines += ["", *_compiled(compiled)]
     times = report.of("times")
     if times:
         lines += ["", TITLE, *_times(times, report)]

@@ -410,11 +410,15 @@ TINY = Size(2, 2, 32, 2, 8, 24)
 
 
 @pytest.mark.device
-def test_our_steps_run_on_the_card(state):
+def test_our_steps_run_on_the_card_with_a_graph_and_without(state):
     stepped = gpu_steps._gpt(TINY, 2)
     assert stepped.tokens == 32
-    run = stepped.ours["without a graph"]()
-    first, later = run(1), run(3)
+    losses = {}
+    for variant, make in stepped.ours.items():
+        run = make()
+        losses[variant] = [run(1), run(3)]
+    assert losses["graph"] == losses["without a graph"]
+    first, later = losses["graph"]
     assert first == pytest.approx(math.log(24), rel=0.05)
     assert 0 < later < first + 0.1
 

@@ -39,6 +39,12 @@ def _made(launches: list[attention_plan.Launch]) -> tuple[str, ...]:
 
 INSTANCES: dict[str, tuple[str, ...]] = {
     "attention": _made(_FORWARD),
+    "attention_decode": (
+        "bfloat16 8 1 false",
+        "bfloat16 16 4 true",
+        "float16 8 4 false",
+        "float 16 1 false",
+    ),
     "attention_pullback": _made(_KEYS + _QUERIES),
     "matmul": (
         *(f"bfloat16 {t} {ab} whole plain" for t in _TILES[:3] for ab in ("n n", "n t", "t n")),
@@ -181,6 +187,10 @@ def _attention(name: str, launches: list[attention_plan.Launch]) -> dict[str, Bu
 
 BUDGETS: dict[str, dict[str, Budget]] = {
     "attention": _attention("attention_forward", _FORWARD),
+    "attention_decode": {
+        r"attention_decode_\w+": Budget(200, attention_plan.BLOCK, 2, shared=20 * 1024),
+        r"attention_join_\w+": Budget(64, attention_plan.BLOCK, 8),
+    },
     "attention_mask": {"attention_mask": Budget(40, blocks=6)},
     "attention_pullback": {
         **_attention("attention_pullback_keys", _KEYS),

@@ -3,6 +3,7 @@
 import ml_dtypes
 import numpy as np
 import pytest
+import twins_attention as twins
 from accuracy import wide
 
 import tinyplm.kernels.attention_cuda  # noqa: F401 - registers its variants
@@ -159,6 +160,21 @@ def test_rows_may_begin_anywhere(device):
 @pytest.mark.parametrize("T", [7, 64, 130])
 def test_floats(device, T):
     check(device, *heads(2, T, T, 2, 40, FLOAT32), None, Rules(True, None, 0.125))
+
+
+def test_floats_differ_from_a_twin_by_some_roundings(device):
+    """Which goes the same way in NumPy: an error of theirs that is larger is one of the device's."""
+    q, k, v = heads(2, 70, 100, 2, 32, FLOAT32)
+    g = drawn((2, 70, 2, 32), FLOAT32, 9).swapaxes(1, 2)
+    rules = Rules(True, padding(2, 100), 0.25, rate=0.2, seed=3, window=60)
+    twin, found = twins.forward(q, k, v, None, rules, 128, 32), forward(q, k, v, None, rules, False)
+    assert error(found.y, twin.y) <= 1e-6
+    np.testing.assert_allclose(found.log_sum, twin.log_sum, rtol=1e-6, atol=1e-6)
+    into = unwritten(device, (q, k, v))
+    pullback(g, None, q, k, v, None, rules, twin, into)
+    expected = twins.pullback(g, q, k, v, None, rules, twin, 64, 32)
+    for a, b in zip(into, expected[:3], strict=True):
+        assert error(a, b) <= 1e-6
 
 
 @pytest.mark.parametrize("name", ["by difference", "of pairs"])

@@ -226,10 +226,11 @@ def fits(*arrays: Array) -> bool:
 
 
 def bias_fits(bias: Array | None, q: Array) -> bool:
-    """Whether a bias is one by difference, or dense and of the same type, its keys side by side."""
+    """Whether a bias is one by difference; or dense, of the same type and heads that registers suffice for."""
     if bias is None or bias.ndim == 2:
         return bias is None or bias.dtype.name in cuda.TYPES
-    return bias.dtype == q.dtype and (bias.strides[3] == bias.dtype.itemsize or bias.shape[3] == 1)
+    beside = bias.strides[3] == bias.dtype.itemsize or bias.shape[3] == 1
+    return bool(bias.dtype == q.dtype and beside and q.shape[3] <= 128)
 
 
 def is_odd(*arrays: Array) -> bool:

@@ -24,7 +24,9 @@ __device__ inline Span keys_of(const Problem &p, Span visible, int first, int en
 // Queries that see some key of [first, end).
 __device__ inline Span queries_of(const Problem &p, Span visible, int first, int end) {
     const int shift = p.keys - p.queries;
-    if (first >= visible.end || end <= visible.begin) {
+    first = larger(first, visible.begin);
+    end = smaller(end, visible.end);
+    if (first >= end) {
         return {0, 0};
     }
     return {larger(0, first - p.ahead + 1 - shift), smaller(p.queries, end - 1 + p.back - shift)};

@@ -100,7 +100,7 @@ class Memory:
         pool.used += size
 
     def __del__(self):
-        if sys.is_finalizing():
+        if sys is None or sys.is_finalizing():  # the program ends
             return
         self.pool.used -= self.size
         begin = self.ptr - self.room.ctypes.data

@@ -70,6 +70,23 @@ def test_what_comes_in_float32_is_rounded_where_it_is_computed_with(card, draw):
     assert np.linalg.norm(x.grad.get() - e) <= 8 * 2.0**-9 * np.linalg.norm(e)
 
 
+@pytest.mark.parametrize(("width", "both"), [(8, True), (300, False)])
+def test_attention_that_no_kernel_takes_is_widened(card, draw, width, both):
+    """Heads that are too wide, and probabilities that are asked for; gradients of a sum have no layout."""
+    q, k, v = (draw(2, 5, width) for _ in range(3))
+    y = ops.attention(q, k, v, causal=True, return_probabilities=both)
+    ops.sum(y[0] if both else y).backward()
+    wide = [Tensor(t.numpy(), dtype=np.float64, requires_grad=True) for t in (q, k, v)]
+    exact = ops.attention(*wide, causal=True)
+    ops.sum(exact).backward()
+    assert not any("bfloat16" in name for name in card.launched if "attention" in name)
+    found = [y[0] if both else y, *(t.grad for t in (q, k, v))]
+    for f, e in zip(found, [exact, *(t.grad for t in wide)], strict=True):
+        assert f.dtype == BFLOAT16
+        error = np.abs((f.numpy() if isinstance(f, Tensor) else f.get()) - np.asarray(e)).max()
+        assert error <= 2.0**-8 * np.abs(np.asarray(e)).max()
+
+
 def test_data_of_a_card_is_not_watched_but_for_announced_writes(card, draw):
     x, mask = draw(4, 4), card.cupy.ones((4, 4), bool)
     with card.without():

@@ -129,6 +129,25 @@ def test_a_step_in_bfloat16_is_near_that_in_float32(card, name):
 
 
 @EACH
+def test_a_step_in_bfloat16_makes_no_wide_copies(card, monkeypatch, name):
+    """But of single rows and tables: the pooled tokens, T5's biases, and what its head multiplies."""
+    model, objective, batch, counts = prepared(name)
+    model.to("cuda", BFLOAT16)
+    on_card, seen, astype = there(card, batch), [], card.cupy.ndarray.astype
+
+    def noted(self, dtype, *arguments, **options):
+        if self.dtype == BFLOAT16 and np.dtype(dtype) == np.float32:
+            seen.append(self.shape)
+        return astype(self, dtype, *arguments, **options)
+
+    monkeypatch.setattr(card.cupy.ndarray, "astype", noted)
+    step(model, objective, on_card, counts)
+    widest = [shape for shape in seen if len(shape) == 3]
+    head = {"t5": 2}.get(name, 0)  # there and back
+    assert len(widest) == head, widest
+
+
+@EACH
 @pytest.mark.parametrize("dtype", [np.dtype(np.float32), BFLOAT16], ids=str)
 def test_a_step_waits_for_nothing_and_sends_nothing(card, name, dtype):
     """From the batch on the card to the last gradient; indices that do not change go up once."""

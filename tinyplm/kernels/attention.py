@@ -82,8 +82,14 @@ class Kept(NamedTuple):
 def attention_forward(
     q: Array, k: Array, v: Array, bias: Array | None, rules: Rules, keep: bool
 ) -> Kept:
-    """Result (B, H, T, J), which lies in memory as (B, T, H, J); and the probabilities if keep or few."""
+    """Result (B, H, T, J), which lies in memory as (B, T, H, J); and the probabilities if keep or few.
+
+    Halves of a card that no variant takes are widened, here and in the pullback; probabilities stay float32.
+    """
     xp = namespace(q)
+    if xp is not np and q.dtype.itemsize == 2:
+        found = attention_forward(*map(_wide, (q, k, v, bias)), rules, keep)
+        return Kept(found.y.astype(q.dtype), found.p, found.log_sum)
     (B, H, T, _), (S, J) = q.shape, v.shape[2:]
     shape = (B, H, T, S)
     y = xp.empty((B, T, H, J), q.dtype).swapaxes(1, 2)
@@ -114,6 +120,13 @@ def attention_pullback(
 ) -> Array | None:
     """Write the gradients of q, k and v; return that of bias. g_p is that of the probabilities, where asked for."""
     xp = namespace(q)
+    if xp is not np and q.dtype.itemsize == 2:
+        made = tuple(xp.empty(x.shape, np.float32) for x in into)
+        found = found._replace(y=_wide(found.y))
+        g_bias = attention_pullback(*map(_wide, (g, g_p, q, k, v, bias)), rules, found, made)
+        for to, x in zip(into, made, strict=True):
+            to[...] = x
+        return g_bias
     shape = (*q.shape[:3], k.shape[2])
     gq, gk, gv = into
     gq[...], gk[...], gv[...] = 0, 0, 0
@@ -145,6 +158,10 @@ def attention_pullback(
     if g_pairs is None or bias is None or bias.ndim == 4:
         return g_pairs
     return by_difference(g_pairs[0])
+
+
+def _wide(x: Array | None) -> Any:
+    return x if x is None else x.astype(np.float32, copy=False)
 
 
 def _tiles(shape: tuple[int, ...]) -> Iterator[Slices]:

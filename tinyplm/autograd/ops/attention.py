@@ -10,13 +10,13 @@ from ...kernels.attention import by_difference as added_by_difference
 from ...kernels.dropout import drawn_seed
 from ...types import Array, Generator, Pullback
 from ..engine import op
-from .broadcasting import at_least_float32
+from .broadcasting import at_least_float32, kernels_round
 from .elementwise import quiet
 from .random import check_rate
 
 
 @op
-@at_least_float32
+@kernels_round
 @quiet
 def attention(
     q: Array,
@@ -98,12 +98,13 @@ def attention(
 
     y = found.y.reshape(*q.shape[:-1], v.shape[-1])
     if return_probabilities:
-        return (y, found.p.reshape(*q.shape[:-1], k.shape[-2])), pullback
+        p = found.p.astype(q.dtype, copy=False)
+        return (y, p.reshape(*q.shape[:-1], k.shape[-2])), pullback
     return y, pullback
 
 
 @op
-@at_least_float32
+@kernels_round
 @quiet
 def packed_attention(
     qkv: Array,
@@ -164,7 +165,7 @@ def packed_attention(
 
 
 @op
-@at_least_float32
+@kernels_round
 @quiet
 def packed_cross_attention(
     q: Array,

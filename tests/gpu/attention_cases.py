@@ -56,6 +56,7 @@ RULES = {
     "padding and causal": lambda B, T, S: {"mask": padding(B, S), "causal": True},
     "mask": lambda B, T, S: {"mask": some((B, 1, T, S))},
     "mask of heads": lambda B, T, S: {"mask": some((1, 2, T, S))},
+    "mask of queries": lambda B, T, S: {"mask": some((B, 1, T, 1))},
     "window": lambda B, T, S: {"window": 20},
     "window and causal": lambda B, T, S: {"window": 33, "causal": True},
     "dropout": lambda B, T, S: {"rate": 0.2, "seed": (1 << 62) + 12345},

@@ -36,20 +36,28 @@ class Mask(NamedTuple):
     place: tuple[int, int, int]
 
 
-def packed_mask(mask: Array | None) -> Mask:
-    """A mask of four axes as bits."""
+def packed_mask(mask: Array | None, S: int) -> Mask:
+    """A mask of four axes, which broadcast to S keys, as bits."""
     if mask is None:
         return Mask(None, None, (0, 0, 0))
-    B, H, T, S = mask.shape
+    B, H, T, _ = mask.shape
     rows, count = B * H * T, -(-S // 32)
     words, bounds = (cuda.empty(mask, (rows, n), np.uint32) for n in (count, 2))
     blocks = -(-rows // (cuda.THREADS // 32))
     cuda.launch(
         "attention_mask", "attention_mask", blocks, cuda.THREADS,
-        mask, np.array([mask.strides], STEPS), rows, H, T, S, words, bounds,
+        mask, _steps(mask), rows, H, T, S, words, bounds,
     )  # fmt: skip
     place = count * H * T * (B > 1), count * T * (H > 1), count * (T > 1)
     return Mask(words, bounds if H == T == 1 else None, place)
+
+
+def _steps(mask: Array | None) -> Any:
+    """Bytes from one to the next of each axis, none of one of length one."""
+    found = np.zeros(1, STEPS)
+    if mask is not None:
+        found[0] = tuple(s * (n > 1) for s, n in zip(mask.strides, mask.shape, strict=True))
+    return found
 
 
 def _biases(bias: Array | None) -> tuple[Array | None, Array | None]:
@@ -80,7 +88,7 @@ def _forward() -> Any:
         if T <= plan.FEW and not rules.rate:
             return decode(q, k, v, bias, rules, y)
         log_sum = cuda.empty(q, (B * H * T,), np.float32)
-        mask, kind = packed_mask(rules.mask), plan.kind_of(q, bias, rules, k, v, y)
+        mask, kind = packed_mask(rules.mask, k.shape[2]), plan.kind_of(q, bias, rules, k, v, y)
         problem = plan.problem(q, k, rules, bias, v=v, y=y)
         problem["mask"] = mask.place
         seed = cuda.seed_arguments(rules.seed)
@@ -100,14 +108,10 @@ def decode(q: Array, k: Array, v: Array, bias: Array | None, rules: Rules, y: Ar
     means = cuda.empty(q, (B * H, way.pieces, T, K), np.float32)
     log_sum = cuda.empty(q, (B * H * T,), np.float32)
     problem = plan.problem(q, k, rules, bias, v=v, y=y)
-    steps = np.zeros(1, STEPS)
-    if rules.mask is not None:
-        steps[0] = tuple(
-            s * (n > 1) for s, n in zip(rules.mask.strides, rules.mask.shape, strict=True)
-        )
     cuda.launch(
         way.file, f"attention_decode_{way.type}", B * H * way.pieces, plan.BLOCK,
-        q, k, v, *_biases(bias), rules.mask, steps, sums, means, way.pieces, way.first, way.length, problem,
+        q, k, v, *_biases(bias), rules.mask, _steps(rules.mask), sums, means,
+        way.pieces, way.first, way.length, problem,
     )  # fmt: skip
     cuda.launch(
         way.file, f"attention_join_{way.type}", -(-B * H * T * K // plan.BLOCK), plan.BLOCK,
@@ -141,7 +145,7 @@ def _pullback() -> Any:
         into: tuple[Array, Array, Array],
     ) -> Array | None:
         (B, H, T, _K), S, (gq, gk, gv) = q.shape, k.shape[2], into
-        mask, kind = packed_mask(rules.mask), plan.kind_of(q, bias, rules, k, v, g, *into)
+        mask, kind = packed_mask(rules.mask, S), plan.kind_of(q, bias, rules, k, v, g, *into)
         numbers = _numbers(g, found, plan.is_scaled(kind.extras))
         problem = plan.problem(q, k, rules, bias, v=v, g=g, gq=gq, gk=gk, gv=gv)
         problem["mask"], problem["pitch"] = mask.place, numbers.shape[2]

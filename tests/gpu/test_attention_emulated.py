@@ -7,6 +7,7 @@ import twins_attention as twins
 from accuracy import wide
 from attention_cases import BFLOAT16, FLOAT16, FLOAT32, drawn, heads, padding
 
+from tinyplm.kernels import attention_plan as plan
 from tinyplm.kernels.attention import Rules, attention_forward, attention_pullback
 
 pytestmark = pytest.mark.device
@@ -44,6 +45,14 @@ def test_rules(device, name, T, S):
 def test_biases(device, name, T, S, plain):
     bias = drawn(cases.BIASES[name](3, 2, T, S), BFLOAT16, 4)
     check(device, *heads(3, T, S, 2, 32, BFLOAT16), bias, cases.biased(3, S, plain))
+
+
+@pytest.mark.parametrize("blocks", [1, 8])
+def test_a_block_adds_up_the_gradient_of_a_bias_over_batch_rows(device, monkeypatch, blocks):
+    """All three, or two and one: of each row a head has two tiles."""
+    monkeypatch.setattr(plan, "ENOUGH", blocks)
+    bias = drawn((1, 2, 100, 100), BFLOAT16, 4)
+    check(device, *heads(3, 100, 100, 2, 32, BFLOAT16), bias, cases.biased(3, 100, False))
 
 
 @pytest.mark.parametrize("K", [1, 5, 16, 40, 80, 96, 128, 136, 256])

@@ -70,6 +70,13 @@ def test_floats(device, T):
     check(device, *heads(2, T, T, 2, 40, FLOAT32), None, Rules(True, None, 0.125))
 
 
+def test_wide_heads_of_floats(device):
+    """Two blocks share the columns of a tile of keys."""
+    check(
+        device, *heads(1, 70, 70, 1, 100, FLOAT32), None, Rules(True, None, 0.1, rate=0.2, seed=3)
+    )
+
+
 def test_floats_differ_from_a_twin_by_some_roundings(device):
     """Which goes the same way in NumPy: an error of theirs that is larger is one of the device's."""
     q, k, v = heads(2, 70, 100, 2, 32, FLOAT32)
@@ -106,6 +113,19 @@ def test_tiles_of_hidden_keys_are_left_out(device):
     y, gq, *_ = cases.computed(q, k, v, None, rules, device.empty)
     assert np.isfinite(wide(y)).all()
     assert np.isfinite(wide(gq)).all()
+
+
+@pytest.mark.parametrize("dtype", [FLOAT16, FLOAT32], ids=str)
+@pytest.mark.parametrize("more", [{}, {"rate": 0.1, "seed": 1}, {"scale": -3.0}])
+def test_scores_far_apart(device, dtype, more):
+    """Later tiles of keys have far larger scores than earlier ones, or far smaller ones."""
+    q, k, v = heads(2, 70, 200, 1, 32, dtype)
+    k[0] *= np.linspace(0.1, 3, 200)[:, None].astype(dtype)
+    k[1] *= np.linspace(3, 0.1, 200)[:, None].astype(dtype)
+    given = q, k, v, None, Rules(**{"causal": False, "mask": None, "scale": 3.0, **more}), False
+    found = cases.variant(attention_forward, *given)(*given)
+    exact = attention_forward.definition(*map(wide, (q, k, v)), *given[3:5], True)
+    assert cases.error(found.y, exact.y) <= cases.LIMIT[dtype]
 
 
 def test_a_seed_may_lie_on_the_device(device):

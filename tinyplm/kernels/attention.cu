@@ -2,8 +2,12 @@
 // Softmax attention, forward, for one type and size of heads; see attention_plan.py.
 
 
+// A score that is larger than the one all are compared to takes its place only if its exponential is larger than 2 to this:
+// what has been added up is seldom scaled, and far from the end of what float16 holds.
+const float NEAR = 8;
+
 // One block for each tile of queries of a head. It goes through the tiles of keys that are seen, the last one first, while
-// the next one is under way. It keeps of each query the largest score so far, the sum of exp(score - largest), and the
+// the next one is under way. It keeps of each query a score near the largest so far, the sum of exp(score - that), and the
 // values weighted with these, which shrink when a larger score comes (Milakov and Gimelshein, 2018).
 template <class T, int WIDTH, int M, int KEYS, int RULES>
 __device__ inline void forward(
@@ -11,7 +15,6 @@ __device__ inline void forward(
     float *log_sum, u64 seed, const Problem &p) {
     constexpr int QUERIES = 64 * M, N = KEYS / 8, C = WIDTH / 8;
     constexpr int STEPS = M > 1 && (RULES != 0 || WIDTH > 64) ? 2 : WIDTH / 16;
-    constexpr bool SCALED_BEFORE = is_scaled(RULES);
     constexpr bool HELD = sizeof(T) == 2 && M * WIDTH <= 64; // whether a warp's queries stay in registers
     const int warp = threadIdx.x / 32, tiles = (p.queries + QUERIES - 1) / QUERIES;
     const Turn turn = turn_of<true>(p, p.batch * p.heads, tiles);
@@ -55,12 +58,11 @@ __device__ inline void forward(
         }
     };
 
-    // Scores times `factor` are powers of two.
-    const float factor = SCALED_BEFORE ? LOG2_E : p.scale * LOG2_E;
+    const float factor = factor_of<RULES>(p);
     float o[M][C][4], largest[2 * M], sum[2 * M];
     clear(o);
     for (int i = 0; i < 2 * M; i++) {
-        largest[i] = SCALED_BEFORE ? -3.4028234e38f : -1e30f;
+        largest[i] = is_scaled(RULES) ? -3.4028234e38f : -1e30f;
         sum[i] = 0;
     }
     const Draw draw = {{u32(seed), u32(seed >> 32)}, u32(turn.head), p.threshold};
@@ -92,13 +94,15 @@ __device__ inline void forward(
         float x[M][N][4];
         clear(x);
         times_rows<WIDTH, STEPS>(x, left, keys, 0);
-        if constexpr (SCALED_BEFORE) {
+        if constexpr (is_scaled(RULES)) {
             const float *const of_tile = differences + tile % 2 * (QUERIES + KEYS);
             adjust<RULES, false>(x, p, bias, of_tile, QUERIES - 1 - 16 * M * warp, t_warp, s);
         }
         if (mask || !all_seen(p, t_warp, t_end, s, s + KEYS)) {
             hide<false>(x, p, mask, t_warp, s);
         }
+        float shrink[2 * M];
+        bool moves = false;
 #pragma unroll
         for (int row = 0; row < 2 * M; row++) {
             const int m = row / 2, i = row % 2 * 2;
@@ -109,24 +113,29 @@ __device__ inline void forward(
             }
             top = fmaxf(top, __shfl_xor_sync(EVERY_LANE, top, 1));
             top = fmaxf(top, __shfl_xor_sync(EVERY_LANE, top, 2));
-            const float shrink = exp2_near((largest[row] - top) * factor), offset = top * factor;
-            float total = 0;
+            const float growth = apart<RULES>(top, largest[row], factor);
+            const bool grows = growth > NEAR; // never for what is not a number
+            shrink[row] = grows ? exp2_near(-growth) : 1.f;
+            largest[row] = grows ? top : largest[row];
+            moves |= grows;
+        }
+        if (moves) {
 #pragma unroll
-            for (int n = 0; n < N; n++) {
+            for (int row = 0; row < 2 * M; row++) {
+                const int m = row / 2, i = row % 2 * 2;
+                sum[row] *= shrink[row];
 #pragma unroll
-                for (int j = i; j < i + 2; j++) {
-                    x[m][n][j] = exp2_near(SCALED_BEFORE ? (x[m][n][j] - top) * factor : x[m][n][j] * factor - offset);
-                    total += x[m][n][j];
+                for (int n = 0; n < C; n++) {
+                    o[m][n][i] *= shrink[row];
+                    o[m][n][i + 1] *= shrink[row];
                 }
             }
-            sum[row] = sum[row] * shrink + total;
-            largest[row] = top;
-#pragma unroll
-            for (int n = 0; n < C; n++) {
-                o[m][n][i] *= shrink;
-                o[m][n][i + 1] *= shrink;
-            }
         }
+        each_score<M, N>([&](int m, int n, int i, int, int) {
+            const int row = 2 * m + i / 2;
+            x[m][n][i] = exp2_near(apart<RULES>(x[m][n][i], largest[row], factor));
+            sum[row] += x[m][n][i];
+        });
         if constexpr (RULES & DROPPED) {
             Stays<false, M, N> stays;
             stays.draw(draw, t_warp, s);
@@ -150,7 +159,7 @@ __device__ inline void forward(
             o[m][n][i + 1] *= share;
         }
         if (threadIdx.x % 4 == 0 && query < p.queries) {
-            const float top = SCALED_BEFORE ? largest[row] : largest[row] * p.scale;
+            const float top = largest[row] * (RULES & DENSE ? 1.f : is_scaled(RULES) ? 1 / LOG2_E : p.scale);
             log_sum[i64(turn.head) * p.queries + query] = total == 0 ? infinity() : top + logf(total);
         }
     }

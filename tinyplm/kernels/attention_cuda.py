@@ -146,7 +146,7 @@ def _pullback() -> Any:
     ) -> Array | None:
         (B, H, T, _K), S, (gq, gk, gv) = q.shape, k.shape[2], into
         mask, kind = packed_mask(rules.mask, S), plan.kind_of(q, bias, rules, k, v, g, *into)
-        numbers = _numbers(g, found, plan.is_scaled(kind.extras))
+        numbers = _numbers(g, found, 1.0 if kind.extras & plan.DENSE else 1 / math.log(2))
         problem = plan.problem(q, k, rules, bias, v=v, g=g, gq=gq, gk=gk, gv=gv)
         problem["mask"], problem["pitch"] = mask.place, numbers.shape[2]
         seed = cuda.seed_arguments(rules.seed)
@@ -163,11 +163,8 @@ def _pullback() -> Any:
     return pullback if cuda.usable() else None
 
 
-def _numbers(g: Array, found: Kept, scaled: bool) -> Array:
-    """Two of each query, (2, B H, T or more) in float32: log_sum, and the sum over its row of y times the gradient.
-
-    The first is that of powers of two where scores are not scaled before.
-    """
+def _numbers(g: Array, found: Kept, factor: float) -> Array:
+    """Two of each query, (2, B H, T or more) in float32: log_sum times a factor, and the sum of y times gradient."""
     y = found.y
     B, H, T, K = y.shape
     pitch = -(-T // plan.BLOCK) * plan.BLOCK
@@ -177,7 +174,7 @@ def _numbers(g: Array, found: Kept, scaled: bool) -> Array:
     blocks = -(-8 * B * H * pitch // cuda.THREADS)
     cuda.launch(
         "attention_sums", f"attention_numbers_{y.dtype.name}", blocks, cuda.THREADS,
-        g, y, found.log_sum, *places, 1.0 if scaled else 1 / math.log(2), result, B, H, T, pitch, K, groups,
+        g, y, found.log_sum, *places, factor, result, B, H, T, pitch, K, groups,
     )  # fmt: skip
     return result
 

@@ -139,7 +139,8 @@ def forward(kind: Kind, queries: int) -> Launch:
 
 def keys(kind: Kind) -> Launch:
     """The gradients of keys and values: rows are keys, columns queries, of which there are two numbers each."""
-    tiles, parts = _back(kind), 2 if kind.size > 128 else 1
+    tiles = _back(kind)
+    parts = 2 if kind.size > (128 if kind.itemsize == 2 or not kind.extras else 64) else 1
     numbers = 2 * 2 * 4 * tiles.wide
     shared = _columns(kind, tiles) + 2 * _rows(kind, tiles) + numbers
     return _launch("attention_pullback keys", kind, tiles, parts, shared)
@@ -254,11 +255,6 @@ def kind_of(q: Array, bias: Array | None, rules: Rules, *arrays: Array) -> Kind:
         extras |= SCALED
     name = "float" if q.dtype == np.float32 else q.dtype.name
     return Kind(name, size_of(q.shape[3]), extras)
-
-
-def is_scaled(extras: int) -> bool:
-    """Whether scores are scaled before the exponential does it."""
-    return bool(extras & (DENSE | BY_DIFFERENCE | SCALED))
 
 
 def place(a: Array) -> tuple[int, ...]:

@@ -5,9 +5,9 @@
 
 const int PIECE = 32; // columns whose scores a warp has in registers at once
 
-// exp(score - log_sum), of a score that is scaled already, or else of one that `factor` makes a power of two, as log_sum is.
+// exp(score - log_sum); but for a dense bias log_sum is one of powers of two.
 template <int RULES> __device__ inline float probability(float score, float log_sum, float factor) {
-    return exp2_near(is_scaled(RULES) ? (score - log_sum) * factor : score * factor - log_sum);
+    return exp2_near(is_scaled(RULES) ? apart<RULES>(score, log_sum, factor) : score * factor - log_sum);
 }
 
 // `numbers` are two of each query, (2, batch rows, heads, pitch): the logarithm of its sum, and the sum of its result times
@@ -58,7 +58,7 @@ __device__ inline void pullback_of_keys(
     auto left_keys = [&](int m, int step, auto &a) { load_left<WIDTH>(a, keys, 16 * (M * warp + m), step); };
     auto left_values = [&](int m, int step, auto &a) { load_left<WIDTH>(a, values, 16 * (M * warp + m), step); };
 
-    const float factor = is_scaled(RULES) ? LOG2_E : p.scale * LOG2_E;
+    const float factor = factor_of<RULES>(p);
     const Draw draw = {{u32(seed), u32(seed >> 32)}, u32(turn.head), p.threshold};
     float of_keys[M][C][4], of_values[M][C][4];
     clear(of_keys);
@@ -158,7 +158,7 @@ __device__ inline void pullback_of_queries(
     g_table += (i64(turn.head) * ((p.queries + 16 * M - 1) / (16 * M)) + t_warp / (16 * M)) * (p.keys + 16 * M - 1);
     auto left_queries = [&](int m, int step, auto &a) { load_left<WIDTH>(a, queries, 16 * (M * warp + m), step); };
     auto left_gradients = [&](int m, int step, auto &a) { load_left<WIDTH>(a, gradients, 16 * (M * warp + m), step); };
-    const float factor = is_scaled(RULES) ? LOG2_E : p.scale * LOG2_E;
+    const float factor = factor_of<RULES>(p);
 
     for (int b = run * together; b < smaller((run + 1) * together, p.batch); b++) {
         const int head = b * p.heads + h; // among those of all batch rows

@@ -87,15 +87,26 @@ __device__ inline void hide(float (&x)[M][N][4], const Problem &p, const u32 *ma
     }
 }
 
+// ---- scores and powers of two
+
+// What makes powers of two of a kernel's scores.
+template <int RULES> __device__ inline float factor_of(const Problem &p) {
+    return RULES & DENSE ? LOG2_E : is_scaled(RULES) ? 1.f : p.scale * LOG2_E;
+}
+// The difference of two scores as powers of two.
+template <int RULES> __device__ inline float apart(float score, float other, float factor) {
+    return !is_scaled(RULES) ? score * factor - other * factor : RULES & DENSE ? (score - other) * factor : score - other;
+}
+
 // ---- what is added to scores
 
-// Scores times scale, and a bias; `dense` begins at the batch row and head, `by_difference` holds that of key s + j and
+// Scores, scaled, and a bias; `dense` begins at the batch row and head, `by_difference` holds that of key s + j and
 // query t + i at j - i + from.
 template <int RULES, bool TURNED, class T, int M, int N>
 __device__ inline void adjust(
     float (&x)[M][N][4], const Problem &p, const T *dense, const float *by_difference, int from, int t, int s) {
     each_score<M, N>([&](int m, int n, int i, int row, int column) {
-        x[m][n][i] *= p.scale;
+        x[m][n][i] *= RULES & DENSE ? p.scale : p.scale * LOG2_E;
     });
     if constexpr (RULES & DENSE) {
         const int row = threadIdx.x % 32 / 4, column = threadIdx.x % 4 * 2;
@@ -122,13 +133,13 @@ __device__ inline void adjust(
     }
 }
 
-// The bias by difference of ROWS queries from t on and COLUMNS keys from s on: value ROWS - 1 + j - i for query t + i and
+// The bias by difference, for powers of two, of ROWS queries from t on and COLUMNS keys from s on: value ROWS - 1 + j - i for query t + i and
 // key s + j. `table` begins at the head.
 template <int QUERIES, int KEYS>
 __device__ inline void fetch_differences(float *to, const float *table, const Problem &p, int t, int s) {
     for (int i = threadIdx.x; i < QUERIES + KEYS - 1; i += BLOCK) {
         const int at = s - t - QUERIES + i + p.queries;
-        to[i] = at >= 0 && at < p.keys + p.queries - 1 ? table[at] : 0.f;
+        to[i] = at >= 0 && at < p.keys + p.queries - 1 ? table[at] * LOG2_E : 0.f;
     }
 }
 
@@ -140,53 +151,76 @@ struct Draw {
     u32 threshold;
 };
 
-// Eight decisions about query t: bit 2 i + e for key 32 group + 8 i + 2 quad + e, set if it stays.
-__device__ inline u32 decisions(const Draw &draw, int t, int group, int quad) {
-    const uint4 words = philox({draw.head, u32(t), u32(4 * group + quad), 0}, draw.key);
-    const u32 each[4] = {words.x, words.y, words.z, words.w};
-    u32 stay = 0;
+// As philox of the prelude, of several counters at once: the keys of its rounds are made once.
+template <int COUNT> __device__ inline void philox(uint4 (&counters)[COUNT], uint2 key) {
 #pragma unroll
-    for (int i = 0; i < 4; i++) {
-        stay |= u32((each[i] & 0xffff) >= draw.threshold) << (2 * i);
-        stay |= u32((each[i] >> 16) >= draw.threshold) << (2 * i + 1);
+    for (int i = 0; i < 10; i++) {
+#pragma unroll
+        for (int j = 0; j < COUNT; j++) {
+            uint4 &counter = counters[j];
+            const u64 a = u64(0xd2511f53u) * counter.x, b = u64(0xcd9e8d57u) * counter.z;
+            counter.x = u32(b >> 32) ^ counter.y ^ key.x;
+            counter.y = u32(b);
+            counter.z = u32(a >> 32) ^ counter.w ^ key.y;
+            counter.w = u32(a);
+        }
+        key.x += 0x9e3779b9u;
+        key.y += 0xbb67ae85u;
     }
-    return stay;
+}
+
+// Eight decisions each about queries t, t + step, ...: bit 2 i + e for key 32 group + 8 i + 2 quad + e, set if it stays.
+template <int COUNT>
+__device__ inline void decide(u32 (&stay)[COUNT], const Draw &draw, int t, int step, int group, int quad) {
+    uint4 words[COUNT];
+#pragma unroll
+    for (int j = 0; j < COUNT; j++) {
+        words[j] = {draw.head, u32(t + j * step), u32(4 * group + quad), 0};
+    }
+    philox(words, draw.key);
+#pragma unroll
+    for (int j = 0; j < COUNT; j++) {
+        const u32 each[4] = {words[j].x, words[j].y, words[j].z, words[j].w};
+        stay[j] = 0;
+#pragma unroll
+        for (int i = 0; i < 4; i++) {
+            stay[j] |= u32(each[i] << 16 >= draw.threshold << 16) << (2 * i);
+            stay[j] |= u32(each[i] >= draw.threshold << 16) << (2 * i + 1);
+        }
+    }
 }
 
 // Which of a thread's scores stay; all if nothing is drawn. The tile begins at query t and at key s: a multiple of 32, or
 // TURNED of 16.
 template <bool TURNED, int M, int N> struct Stays {
-    u32 bits[TURNED ? N : 2 * M][TURNED ? 2 : N / 4];
+    u32 bits[TURNED ? 2 : N / 4][TURNED ? N : 2 * M];
 
     __device__ inline void draw(const Draw &draw, int t, int s) {
         const int lane = threadIdx.x % 32;
         if constexpr (TURNED) {
             // Lanes of rows side by side decide for the two columns in turn, and tell each other.
-            const int row = lane / 4, own = row % 2;
+            const int row = lane / 4, own = row % 2, from = s % 32 / 8 * 2 + own;
+            u32 mine[N];
+            decide(mine, draw, t + lane % 4 * 2 + own, 8, s / 32, row / 2);
 #pragma unroll
             for (int n = 0; n < N; n++) {
-                const u32 mine = decisions(draw, t + 8 * n + lane % 4 * 2 + own, s / 32, row / 2);
-                const u32 others = __shfl_xor_sync(EVERY_LANE, mine, 4);
-                const int from = s % 32 / 8 * 2 + own;
-                bits[n][0] = (own ? others : mine) >> from;
-                bits[n][1] = (own ? mine : others) >> from;
+                const u32 others = __shfl_xor_sync(EVERY_LANE, mine[n], 4);
+                bits[0][n] = (own ? others : mine[n]) >> from;
+                bits[1][n] = (own ? mine[n] : others) >> from;
             }
         } else {
 #pragma unroll
-            for (int m = 0; m < 2 * M; m++) {
-#pragma unroll
-                for (int n = 0; n < N / 4; n++) {
-                    bits[m][n] = decisions(draw, t + lane / 4 + 8 * m, s / 32 + n, lane % 4);
-                }
+            for (int n = 0; n < N / 4; n++) {
+                decide(bits[n], draw, t + lane / 4, 8, s / 32 + n, lane % 4);
             }
         }
     }
 
     __device__ inline bool at(int m, int n, int i) const {
         if constexpr (TURNED) {
-            return bits[n][i % 2] >> (4 * m + i / 2 * 2) & 1;
+            return bits[i % 2][n] >> (4 * m + i / 2 * 2) & 1;
         } else {
-            return bits[2 * m + i / 2][n / 4] >> (n % 4 * 2 + i % 2) & 1;
+            return bits[n / 4][2 * m + i / 2] >> (n % 4 * 2 + i % 2) & 1;
         }
     }
 };

@@ -7,8 +7,8 @@
 
 const int BLOCK = 128;
 
-// What a kernel can do besides, as bits of its last number; as in attention_plan.py. Without a bias, scores are scaled by
-// the exponential.
+// What a kernel can do besides, as bits of its last number; as in attention_plan.py. Plain scores are scaled by the
+// exponential; others before, to powers of two, or with a dense bias, which may be near infinity, to those of e.
 [[maybe_unused]] const int DENSE = 1, BY_DIFFERENCE = 2, DROPPED = 4, ODD = 8, SCALED = 16;
 __device__ constexpr bool is_scaled(int rules) { return (rules & (DENSE | BY_DIFFERENCE | SCALED)) != 0; }
 

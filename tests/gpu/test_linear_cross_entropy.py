@@ -98,3 +98,23 @@ def test_without_recording_there_are_losses_only(card):
     assert nothing is None
     assert made is not None
     assert alone.get() == total.get()
+
+
+@TYPES
+@pytest.mark.parametrize("slices", [1, 3])
+@pytest.mark.parametrize("wrong", [np.nan, np.inf])
+def test_ignored_rows_reach_nothing_whatever_they_are(card, monkeypatch, dtype, slices, wrong):
+    """Gradients have the bits that they have where ignored rows are zeros."""
+    if slices > 1:
+        monkeypatch.setattr(file.cuda, "memory", lambda: 32 * 128 * 128 * dtype.itemsize)
+    x, weight, bias, labels = drawn(dtype)
+    found_of = []
+    for value in (0, wrong):
+        x = x.copy()
+        x[labels == IGNORED] = value
+        found_of.append(found(card.cupy, (x, weight, bias, labels)))
+    (loss, gradients), (same, others) = found_of
+    assert same.numpy().tobytes() == loss.numpy().tobytes()
+    for a, b in zip(gradients, others, strict=True):
+        assert np.isfinite(wide(a.get())).all()
+        assert a.get().tobytes() == b.get().tobytes()

@@ -6,7 +6,7 @@ import numpy as np
 
 from ..backend import namespace
 from ..types import Array
-from . import cuda
+from . import cuda, matmul_cuda
 from .cross_entropy import cross_entropy_in_place, cross_entropy_total
 from .matmul import product, sum_rows
 from .registry import Kernel
@@ -95,23 +95,42 @@ def _cuda() -> Any:
             )
             g_bias = None if bias_V is None else cuda.empty(x_ND, (V,), np.float32, zeros=True)
             made = gx, g_weight, g_bias
+            used = _Used(x_ND, share_N, len(space_RV))
         for start in range(0, N, len(space_RV)):
             here = slice(start, start + len(space_RV))
             x = x_ND[here]
             logits = space_RV[: len(x), :V]
-            if bias_V is not None:
-                logits[...] = bias_V  # so that the sum is rounded once
-            product(x, weight_VD.T, logits, 0.0 if bias_V is None else 1.0)
+            matmul_cuda.compute(x, weight_VD.T, logits, bias=bias_V)
             given = labels_N[here], share_N[here], smoothing, gradient
             cross_entropy_in_place(logits, losses_N[here], *given)
             if made:  # logits are the gradient now
                 product(logits, weight_VD, gx[here])
-                product(logits.T, x, g_weight, 1.0 if start else 0.0)
+                product(logits.T, used.rows(here), g_weight, 1.0 if start else 0.0)
                 if g_bias is not None:  # of whole rows, with what lies between them
                     g_bias += sum_rows(space_RV[: len(x)])[:V]
         return cross_entropy_total(losses_N, share_N), made
 
     return slices if cuda.usable() else None
+
+
+class _Used:
+    """Copies of rows of x, with zeros for those whose share is 0: what is not finite there times 0 would be NaN.
+
+    Their bits are multiplied with 0 or 1, as whole numbers: so nothing is rounded, widened or waited for.
+    """
+
+    def __init__(self, x_ND: Array, share_N: Array, most: int) -> None:
+        bits = f"u{x_ND.itemsize}"
+        self._bits_ND = namespace(x_ND).ascontiguousarray(x_ND).view(bits)
+        self._used_N1 = (share_N != 0).astype(bits)[:, None]
+        self._room_RD = cuda.empty(x_ND, (most, x_ND.shape[1]))
+
+    def rows(self, here: slice) -> Array:
+        """Those of a slice; they hold until others are asked for."""
+        bits_RD = self._bits_ND[here]
+        room_RD = self._room_RD[: len(bits_RD)]
+        namespace(bits_RD).multiply(bits_RD, self._used_N1[here], room_RD.view(bits_RD.dtype))
+        return room_RD
 
 
 def _cuda_space(x_ND: Array, classes: int) -> Array:

@@ -78,6 +78,36 @@ def test_a_result_may_have_gaps(device):
         assert np.isnan(wide(room[:, last:])).all()
 
 
+@pytest.mark.parametrize("split", [1, 2])
+@pytest.mark.parametrize("columns", [33, 35, 1])
+@pytest.mark.parametrize("kind", UNITS)
+@pytest.mark.parametrize("tile", [SMALL, "few"])
+def test_rows_of_even_pitch_are_stored_by_vectors_and_nothing_behind_them(
+    device, monkeypatch, tile, kind, columns, split
+):
+    """Rows that begin at 16 bytes, of a number of values that does not end there; with a bias or what is kept."""
+    seen, plan = [], matmul_plan.plan
+    monkeypatch.setattr(
+        matmul_plan, "plan", lambda problem, card: (seen.append(problem), plan(problem, card))[1]
+    )
+    rng = np.random.default_rng(6)
+    case = Case(tile, NN, (5, columns, 300), split=split, dtype=kind)
+    a, b = drawn(rng, case, np.dtype(kind))
+    a /= np.asarray(64, kind)
+    bias = rng.integers(-8, 9, columns).astype(kind)
+    for wide_kind in {kind, "float32"}:
+        room = cuda.empty(a, (5, 40), wide_kind)
+        out = room[:, :columns]
+        computed(case, a, b, out, bias=bias)
+        assert_same_bits(out, (exact(a, b) + wide(bias)).astype(np.float32).astype(wide_kind))
+        out[...] = 3
+        computed(case, a, b, out, keep=1.0)
+        assert_same_bits(out, (exact(a, b) + 3).astype(np.float32).astype(wide_kind))
+        assert np.isnan(wide(room[:, columns:])).all()
+    computed(case, a, b, cuda.empty(a, (5, 40))[:, :columns], other=cuda.empty(a, (5, columns)))
+    assert [problem.stores for problem in seen] == [True] * (len(seen) - 1) + [False]
+
+
 ENDED = [
     *(Case(SMALL, NN, sizes, dtype=kind) for kind in UNITS for sizes in ((70, 72, 40), (37, 35, 40))),
     Case(SMALL, NN, (37, 40, 130), split=3),

@@ -157,8 +157,8 @@ def compute(
         batch, rows, columns, terms, _name(a.dtype), _name(out.dtype), a_lies.turned, b_lies.turned,
         _even(a, a_lies) and _even(b, b_lies),
         _even(out, out_lies)
-        and columns * a.itemsize % 16 == 0
-        and not (_at(bias) | _at(other) | _at(before)) % 16,
+        and not (_at(bias) | _at(other) | _at(before)) % 16
+        and (other is before is None or columns * a.itemsize % 16 == 0),  # these have no gaps
         last,
     )  # fmt: skip
     plan = matmul_plan.plan(problem, cuda.card())

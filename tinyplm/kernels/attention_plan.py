@@ -140,7 +140,7 @@ def forward(kind: Kind, queries: int) -> Launch:
 def keys(kind: Kind) -> Launch:
     """The gradients of keys and values: rows are keys, columns queries, of which there are two numbers each."""
     tiles = _back(kind)
-    parts = 2 if kind.size > (128 if kind.itemsize == 2 or not kind.extras else 64) else 1
+    parts = 2 if kind.size > (128 if kind.itemsize == 2 else 64) else 1
     numbers = 2 * 2 * 4 * tiles.wide
     shared = _columns(kind, tiles) + 2 * _rows(kind, tiles) + numbers
     return _launch("attention_pullback keys", kind, tiles, parts, shared)
@@ -157,9 +157,8 @@ def queries(kind: Kind) -> Launch:
 def _back(kind: Kind) -> Tiles:
     if kind.itemsize == 4:
         return Tiles(1, 32)
-    return Tiles(
-        2 if kind.size <= 64 and not kind.extras & DENSE else 1, 32 if kind.size > 128 else 64
-    )
+    scarce = kind.size > (64 if kind.extras & DENSE else 128)
+    return Tiles(2 if kind.size <= 64 and not kind.extras & DENSE else 1, 32 if scarce else 64)
 
 
 def _columns(kind: Kind, tiles: Tiles) -> int:

@@ -214,11 +214,13 @@ __device__ inline void pullback_of_queries(
                 if (mask || !all_seen(p, t_warp, t_end, s, s + PIECE)) {
                     hide<false>(x, p, own_mask, t_warp, s);
                 }
+                Stays<false, M, N> stays;
+                if constexpr (RULES & DROPPED) {
+                    stays.draw(draw, t_warp, s);
+                }
                 clear(gx);
                 times_rows<WIDTH, 2>(gx, left_gradients, values, part);
                 if constexpr (RULES & DROPPED) {
-                    Stays<false, M, N> stays;
-                    stays.draw(draw, t_warp, s);
                     each_score<M, N>([&](int m, int n, int i, int, int) {
                         gx[m][n][i] = stays.at(m, n, i) ? gx[m][n][i] * p.more : 0.f;
                     });

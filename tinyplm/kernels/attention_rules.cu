@@ -251,7 +251,7 @@ __device__ inline void add_differences(float *to, float *room, const float (&x)[
     each_score<M, N>([&](int m, int n, int i, int row, int column) { room[row * PITCH + column] = x[m][n][i]; });
     __syncwarp();
     float near = 0, far = 0; // of differences number `lane` and `lane` + 32
-#pragma unroll 8
+#pragma unroll 4
     for (int row = 0; row < 16 * M; row++) {
         const int column = lane + row - (16 * M - 1);
         const float found = room[row * PITCH + (column & 31)];

@@ -118,3 +118,21 @@ def test_ignored_rows_reach_nothing_whatever_they_are(card, monkeypatch, dtype, 
     for a, b in zip(gradients, others, strict=True):
         assert np.isfinite(wide(a.get())).all()
         assert a.get().tobytes() == b.get().tobytes()
+
+
+@TYPES
+def test_a_bias_is_added_by_the_product_itself(card, monkeypatch, dtype):
+    """Logits are written once: what is there before is neither set to the bias nor kept."""
+    kept, launch = [], file.matmul_cuda.compute
+
+    def compute(a, b, out=None, keep=0.0, **more):
+        kept.append(
+            (out.shape[-1] if out is not None else None, keep, more.get("bias") is not None)
+        )
+        return launch(a, b, out, keep, **more)
+
+    monkeypatch.setattr(file.matmul_cuda, "compute", compute)
+    given = drawn(dtype)
+    loss, gradients = found(card.cupy, given)
+    assert_right(given, loss, gradients, dtype)
+    assert [row for row in kept if row[0] == V] == [(V, 0.0, True)]

@@ -113,6 +113,8 @@ def _computed(name, numpy_function, arguments, options):
     product = name in PRODUCTS or (name == "einsum" and len(given) > 1)
     if (product or name in SORTING) and device.card.stream.captured is not None:
         raise NotImplementedError(f"{name} (cuBLAS or a sort) during stream capture is unsupported")
+    if name == "matmul" and any(a.dtype == ml_dtypes.bfloat16 for a in given):
+        raise TypeError("data type 'E' not understood")  # as CuPy's
     half = next((a.dtype for a in given if a.dtype.name in HALVES), None)
     wide = half is not None and (product or name in REDUCTIONS)
 

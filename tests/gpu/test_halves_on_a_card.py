@@ -70,6 +70,34 @@ def test_what_comes_in_float32_is_rounded_where_it_is_computed_with(card, draw):
     assert np.linalg.norm(x.grad.get() - e) <= 8 * 2.0**-9 * np.linalg.norm(e)
 
 
+@pytest.mark.parametrize(
+    ("left", "right"),
+    [
+        ((2, 3, 4, 8), (2, 3, 8, 5)), ((2, 1, 4, 8), (3, 8, 5)), ((3, 4, 8), (8, 5)), ((4, 8), (2, 3, 8, 5)),
+        ((1, 1, 4, 8), (8, 5)), ((8,), (2, 8, 5)), ((8,), (8, 5)), ((2, 3, 4, 8), (8,)), ((8,), (8,)),
+    ],
+    ids=str,
+)  # fmt: skip
+@pytest.mark.parametrize("dtype", [BFLOAT16, np.dtype(np.float16)], ids=str)
+def test_products_of_any_axes_are_by_kernels(card, draw, left, right, dtype):
+    """Eight terms at least, in float32, rounded once; gradients are sums of what was rounded once."""
+    a, b = draw(*left, dtype=dtype), draw(*right, dtype=dtype)
+    with card.without():
+        y = ops.matmul(a, b)
+        ops.sum(y).backward()
+    assert any("matmul" in name or "product" in name for name in card.launched)
+    wide = [Tensor(t.numpy(), dtype=np.float64, requires_grad=True) for t in (a, b)]
+    exact = ops.matmul(*wide)
+    ops.sum(exact).backward()
+    assert y.dtype == dtype
+    for found, e in zip(
+        (y.numpy(), a.grad.get(), b.grad.get()), (exact, *(t.grad for t in wide)), strict=True
+    ):
+        e = np.asarray(e.numpy() if isinstance(e, Tensor) else e)
+        assert found.shape == e.shape
+        assert np.linalg.norm(found.astype(np.float64) - e) <= 4 * 2.0**-9 * np.linalg.norm(e)
+
+
 @pytest.mark.parametrize(("width", "both"), [(8, True), (300, False)])
 def test_attention_that_no_kernel_takes_is_widened(card, draw, width, both):
     """Heads that are too wide, and probabilities that are asked for; gradients of a sum have no layout."""

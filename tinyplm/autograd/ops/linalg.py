@@ -45,7 +45,7 @@ def matmul(a: Array, b: Array) -> tuple[Array, Pullback]:
         if b.ndim == 1:
             return unbroadcast(g[..., None] * b, like_a)
         if a.ndim == 1:
-            return unbroadcast((b @ g[..., None])[..., 0], like_a)
+            return unbroadcast(_times(b, g[..., None])[..., 0], like_a)
         return unbroadcast(_times(g, b.swapaxes(-1, -2)), like_a)
 
     def by_b(g: Array) -> Any:
@@ -59,11 +59,22 @@ def matmul(a: Array, b: Array) -> tuple[Array, Pullback]:
 
 
 def _times(a: Array, b: Array) -> Array:
-    """A b; on a card by a kernel of ours, unless something is broadcast."""
-    if namespace(a) is np or not 2 <= a.ndim == b.ndim <= 3 or a.shape[:-2] != b.shape[:-2]:
+    """A b; on a card by a kernel of ours, which takes three axes at most: CuPy's own product refuses bfloat16."""
+    if namespace(a) is np or not a.ndim or not b.ndim:
         return a @ b
-    found: Array = product(a, b)
-    return found
+    left, right = a[None] if a.ndim == 1 else a, b[:, None] if b.ndim == 1 else b
+    batch = np.broadcast_shapes(left.shape[:-2], right.shape[:-2])
+    found: Array = product(_matrices(left, batch), _matrices(right, batch))
+    rows, columns = left.shape[-2:-1] * (a.ndim > 1), right.shape[-1:] * (b.ndim > 1)
+    return found.reshape((*batch, *rows, *columns))
+
+
+def _matrices(a: Array, batch: tuple[int, ...]) -> Array:
+    """One for each place of a batch, or a single one for all."""
+    matrix = a.shape[-2:]
+    if a.size == matrix[0] * matrix[1]:
+        return a.reshape(matrix)
+    return namespace(a).broadcast_to(a, (*batch, *matrix)).reshape(-1, *matrix)
 
 
 @op

@@ -26,6 +26,8 @@ HOST = {
 """Functions that ask about arrays and read nothing."""
 PRODUCTS = {"matmul", "dot", "inner", "vdot", "tensordot"}
 """What cuBLAS computes, which cannot be captured."""
+JOINING = {"concatenate", "stack", "vstack", "hstack", "dstack", "column_stack"}
+"""Functions that send a table of addresses up where they get more than eight arrays."""
 READING = {
     *("argwhere", "bincount", "compress", "count_nonzero", "extract", "flatnonzero", "histogram", "nonzero"),
     *("intersect1d", "setdiff1d", "union1d", "unique"),
@@ -110,6 +112,8 @@ def _computed(name, numpy_function, arguments, options):
         return numpy_function(*arrays.raw(arguments), **options)
     if name in READING or (name == "where" and len(arguments) == 1):
         device.card.note("reads", name)
+    if name in JOINING and len(arguments[0]) > 8:
+        device.card.note("uploads", name)
     product = name in PRODUCTS or (name == "einsum" and len(given) > 1)
     if (product or name in SORTING) and device.card.stream.captured is not None:
         raise NotImplementedError(f"{name} (cuBLAS or a sort) during stream capture is unsupported")

@@ -141,3 +141,28 @@ def test_anomalies_are_named_on_a_card_too(card):
     x = Tensor(card.cupy.asarray(np.float32([1.0, 0.0])), requires_grad=True)
     with detect_anomaly(), pytest.raises(NonFiniteError, match=r"log \(forward\).*\[1\]"):
         ops.log(x)
+
+
+@pytest.mark.parametrize("axis", [0, 1, -1])
+@pytest.mark.parametrize("count", [8, 9, 20])
+def test_many_arrays_are_joined_without_sending_anything(card, draw, axis, count):
+    leaves = [draw(2, 1 + i % 3 if axis == 1 else 2, 2) for i in range(count)]
+    alike = [draw(2, 3) for _ in range(count)]
+    given = [t.numpy() for t in leaves], [t.numpy() for t in alike]
+    with card.without():
+        joined, stacked = ops.concatenate(leaves, axis=axis), ops.stack(alike, axis=axis)
+        parts = ops.split(joined, parts=[t.shape[axis] for t in leaves], axis=axis)
+        (ops.sum(parts[1]) + ops.sum(stacked[0])).backward()
+    np.testing.assert_array_equal(joined.numpy(), np.concatenate(given[0], axis=axis))
+    np.testing.assert_array_equal(stacked.numpy(), np.stack(given[1], axis=axis))
+    assert joined.dtype == stacked.dtype == BFLOAT16
+    assert [float(t.grad.get().astype(np.float32).sum()) for t in leaves[:3]] == [
+        0,
+        leaves[1].size,
+        0,
+    ]
+
+
+def test_many_arrays_that_do_not_fit_are_refused(draw):
+    with pytest.raises(ShapeError):
+        ops.concatenate([draw(2, 3), *(draw(2, 1) for _ in range(9))], axis=0)

@@ -100,6 +100,10 @@ def test_the_host_waits_where_cupy_waits(plain_card):
         y = xp.where(x > 1, x, 0).sum() + xp.asarray(3)
         y[...] = 3
         x[xp.arange(2)] = 7
+        xp.stack([x] * 8)
+    for join in (xp.stack, xp.concatenate):
+        with pytest.raises(AssertionError, match="test_stand_in"), plain_card.without():
+            join([x] * 9)  # with a table of addresses
     with pytest.raises(AssertionError, match="test_stand_in"), plain_card.without():
         xp.asarray([1, 2])
 

@@ -7,9 +7,13 @@ import numpy as np
 
 from ...backend import namespace
 from ...errors import ShapeError
+from ...kernels import cuda
 from ...types import Array, Pullback
 from ..engine import Tensor, op
 from .broadcasting import like, same_precision, unbroadcast
+
+FEW = 8
+"""Arrays that CuPy joins without a table of their addresses; a table is sent up, which no graph allows."""
 
 
 @op
@@ -44,7 +48,7 @@ def concatenate(tensors: Sequence[Tensor | Array], *, axis: int = 0) -> Tensor:
 def _concatenate(*arrays: Array, axis: int) -> tuple[Array, Pullback]:
     """Arrays joined along an axis."""
     xp = namespace(arrays[0]) if arrays else np
-    y = same_precision(xp.concatenate(arrays, axis=axis), *arrays)
+    y = same_precision(_joined(arrays, axis), *arrays)
     ends = np.cumsum([a.shape[axis] for a in arrays])[:-1].tolist()
     dtypes = [a.dtype for a in arrays]
 
@@ -70,7 +74,29 @@ def _stack(*arrays: Array, axis: int) -> tuple[Array, Pullback]:
         parts = xp.moveaxis(g, axis, 0)
         return tuple(p.astype(d, copy=False) for p, d in zip(parts, dtypes, strict=True))
 
-    return same_precision(xp.stack(arrays, axis=axis), *arrays), pullback
+    if xp is np or len(arrays) <= FEW:
+        y = xp.stack(arrays, axis=axis)
+    else:
+        y = _joined([xp.expand_dims(a, axis) for a in arrays], axis)
+    return same_precision(y, *arrays), pullback
+
+
+def _joined(arrays: Sequence[Array], axis: int) -> Array:
+    """Arrays joined along an axis; many on a card are copied one by one."""
+    xp = namespace(arrays[0]) if arrays else np
+    if xp is np or len(arrays) <= FEW:
+        return xp.concatenate(arrays, axis=axis)
+    turned = [xp.moveaxis(a, axis, 0) for a in arrays]
+    if len({a.shape[1:] for a in turned}) > 1:
+        return xp.concatenate(arrays, axis=axis)  # which says what does not fit
+    shape = list(arrays[0].shape)
+    shape[axis] = sum(map(len, turned))
+    y = cuda.empty(arrays[0], tuple(shape), np.result_type(*(a.dtype for a in arrays)))
+    rows, at = xp.moveaxis(y, axis, 0), 0
+    for a in turned:
+        rows[at : at + len(a)] = a
+        at += len(a)
+    return y
 
 
 @op
@@ -93,7 +119,7 @@ def split(x: Array, *, parts: int | Sequence[int], axis: int = -1) -> tuple[Any,
 
     def pullback(gs: tuple[Array | None, ...]) -> Array:
         filled = [xp.zeros(s, dtype) if g is None else g for g, s in zip(gs, shapes, strict=True)]
-        return xp.concatenate(filled, axis=axis)
+        return _joined(filled, axis)
 
     return y, pullback
 

@@ -2,6 +2,8 @@
 
 import json
 import os
+import tomllib
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -131,3 +133,19 @@ def test_what_is_in_the_way_of_a_card_is_said_with_what_to_do(found, packages, c
     assert len(sentences) == len(said), sentences
     for sentence, part in zip(sentences, said, strict=True):
         assert part in sentence
+
+
+@pytest.mark.parametrize(
+    ("numpy", "count"), [("2.0.2", 1), ("2.1.1", 1), ("2.1.2", 0), ("2.4.6", 0)]
+)
+def test_a_numpy_with_which_cupy_has_no_bfloat16_is_named(numpy, count):
+    sentences = doctor.in_the_way(FITS, ["cupy-cuda12x 14.2.0"], [NVRTC12], numpy)
+    assert len(sentences) == count
+    assert all("no bfloat16" in s and numpy in s and "tinyplm[cuda12]" in s for s in sentences)
+
+
+def test_the_extras_of_a_card_want_the_numpy_that_the_doctor_names():
+    text = (Path(__file__).parents[2] / "pyproject.toml").read_text(encoding="utf-8")
+    extras = tomllib.loads(text)["project"]["optional-dependencies"]
+    for name in ("cuda12", "cuda13"):
+        assert f"numpy>={doctor.NUMPY_OF_BFLOAT16}" in extras[name]

@@ -27,6 +27,8 @@ EXTRAS = {
     "numba": "fast", "matplotlib": "plot", "cupy": "cuda12 or cuda13",
     "numba_cuda": "cuda12 or cuda13", "mpi4py": "mpi",
 }  # fmt: skip
+NUMPY_OF_BFLOAT16 = "2.1.2"
+"""The oldest NumPy with which CuPy has bfloat16; as in pyproject.toml."""
 
 
 def doctor() -> dict[str, Any]:
@@ -168,13 +170,19 @@ def _capability(library: Any, device: ctypes.c_int) -> str:
     return ".".join(parts)
 
 
-def in_the_way(found: dict[str, Any], packages: list[str], compilers: list[Compiler]) -> list[str]:
+def in_the_way(
+    found: dict[str, Any],
+    packages: list[str],
+    compilers: list[Compiler],
+    numpy: str = np.__version__,
+) -> list[str]:
     """What keeps `--device cuda` from working here, each with what to do; nothing if it should work.
 
     Args:
         found: what `cuda` says.
         packages: CuPy's that are installed, as in "cupy-cuda13x 14.2.0".
         compilers: for device code, best first.
+        numpy: the version of NumPy.
     """
     if found["driver"] is None:
         return [
@@ -201,6 +209,11 @@ def in_the_way(found: dict[str, Any], packages: list[str], compilers: list[Compi
     elif (name := packages[0].split()[0]).endswith("x") and int(name[-3:-1]) > major:
         said.append(
             f"{name}, and {driver}: pip uninstall {name}, then {install}; or update the driver"
+        )
+    if np.lib.NumpyVersion(numpy) < NUMPY_OF_BFLOAT16:
+        said.append(
+            f"no bfloat16 on a card, as CuPy has it with NumPy {NUMPY_OF_BFLOAT16} or later, and here is {numpy}: "
+            f"{install}"
         )
     if not compilers:
         said.append(f'no compiler for device code: pip install "cupy-{extra}x[ctk]"')

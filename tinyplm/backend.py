@@ -152,9 +152,10 @@ def on_device(x: Array, device: str, dtype: Any = None) -> Array:
 
 
 def free_memory() -> int:
-    """Bytes that are free on the card in use."""
-    free, _ = library("cuda").cuda.runtime.memGetInfo()
-    return int(free)
+    """Bytes that this process can have on the card in use: what is free there, and what CuPy's pool keeps unused."""
+    cupy = library("cuda")
+    free, _ = cupy.cuda.runtime.memGetInfo()
+    return int(free) + int(cupy.get_default_memory_pool().free_bytes())
 
 
 def keep_freed_memory() -> bool:

@@ -263,3 +263,14 @@ def test_another_card_is_told_by_what_it_says_of_itself(plain_card):
     cuda._card.cache_clear()
     assert cuda.card() == (90, 132, 227 * 1024)
     assert cuda.architecture() == "sm_90a"
+
+
+def test_what_the_pool_keeps_unused_is_free_for_this_process(plain_card):
+    from tinyplm.backend import free_memory
+
+    plain_card.free = (10**9, 80 * 10**9)
+    before = free_memory()
+    x = plain_card.cupy.zeros(10**6, np.uint8)
+    held = free_memory()
+    del x
+    assert free_memory() == held + 10**6 >= before

@@ -382,7 +382,9 @@ def _check_memory(run: Run, parameters: int) -> None:
     _, needed = _sizes(run, parameters)
     there = memory() if run.device == "cpu" else free_memory()
     if there is not None and needed > there:
-        where = "this machine has" if run.device == "cpu" else "free on the card are"
+        where = (
+            "this machine has" if run.device == "cpu" else "free on the card for this program are"
+        )
         raise ConfigError(
             f"{parameters:,} parameters take {needed / 1e9:,.1f} GB to train, and {where} {there / 1e9:,.1f} GB. "
             "Lower --layers, --hidden-size or --vocab-size."

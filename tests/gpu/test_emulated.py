@@ -205,6 +205,18 @@ def test_sums_of_rows_in_half_precision_are_not_rounded_to_it(device, dtype):
 
 
 @TYPES
+def test_losses_of_large_logits_are_right(device, dtype):
+    """What they are scaled by is rounded by 2^-24 of the largest, and so is what is added to a loss, or less."""
+    rng = np.random.default_rng(3)
+    logits, labels = (128 + rng.integers(0, 8, (4, 90))).astype(dtype), rng.integers(0, 90, 4)
+    losses, log_sums = VARIANTS["cross_entropy_forward"].build()(logits, labels, 0.0)
+    x = wide(logits).astype(np.float64)
+    exact = np.log(np.exp(x - 128).sum(axis=1)) + 128
+    assert abs(losses - (exact - x[np.arange(4), labels])).max() <= 4 * 135 * 2.0**-24
+    assert abs(log_sums - exact).max() <= 4 * 135 * 2.0**-24
+
+
+@TYPES
 def test_rows_of_logits_may_lie_apart(device, dtype):
     logits, losses, *rest = arguments("cross_entropy_in_place", (5, 37), dtype)
     room = np.full((5, 48), 7, dtype)

@@ -42,6 +42,13 @@ __device__ inline u16 float_to_brain(float x) {
     return bits;
 }
 
+// 2^x within 2 units in the last place; 0 for minus infinity.
+__device__ inline float exp2_near(float x) {
+    float y;
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y;
+}
+
 // In one instruction each: left to itself the compiler may take an access apart in a loop.
 __device__ inline uint4 load_16_bytes(const void *from) {
     uint4 w;

@@ -65,13 +65,6 @@ template <int UNDER_WAY> __device__ inline void wait_for_copies() {
     asm volatile("cp.async.wait_group %0;" ::"n"(UNDER_WAY) : "memory");
 }
 
-// 2^x within 2 units in the last place; 0 for minus infinity.
-__device__ inline float exp2_near(float x) {
-    float y;
-    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
-    return y;
-}
-
 __device__ inline u32 pair_as(float first, float second, bfloat16) {
     u32 both;
     asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(both) : "f"(second), "f"(first));

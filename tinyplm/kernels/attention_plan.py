@@ -140,7 +140,10 @@ def forward(kind: Kind, queries: int) -> Launch:
 def keys(kind: Kind) -> Launch:
     """The gradients of keys and values: rows are keys, columns queries, of which there are two numbers each."""
     tiles = _back(kind)
-    parts = 2 if kind.size > (128 if kind.itemsize == 2 else 64) else 1
+    if kind.itemsize == 4:
+        parts = 2 if kind.size > 64 else 1
+    else:  # shares are whole groups of 64 values
+        parts = 2 if kind.size > 128 or (kind.size == 128 and kind.extras & DENSE) else 1
     numbers = 2 * 2 * 4 * tiles.wide
     shared = _columns(kind, tiles) + 2 * _rows(kind, tiles) + numbers
     return _launch("attention_pullback keys", kind, tiles, parts, shared)

@@ -12,7 +12,7 @@ from .module import Module
 from .quantized import Quantized
 
 SLICE, CARD_SLICE = 1 << 22, 1 << 28
-"""Logits that exist at a time while predictions are examined, and on a card, which is idle with few."""
+"""Logits that exist at a time while predictions are examined, and on a card: there few are assumed to leave it idle."""
 
 
 class Head(Module):

@@ -62,9 +62,14 @@ INSTANCES: dict[str, tuple[str, ...]] = {
     "matmul_few_float32": ("1 n plain", "1 t gelu", "8 n gelu_tanh", "8 t plain"),
     "matmul_hopper": (
         *(f"bfloat16 {t} {ab} plain" for t in _HOPPER_TILES for ab in ("n n", "t n")),
-        *(f"float16 {_HOPPER_TILES[3]} {how}" for how in ("n t plain", "t t gelu")),
+        *(f"float16 {_HOPPER_TILES[3]} {how}" for how in ("n t plain", "t t gelu_tanh")),
         *(f"bfloat16 {_HOPPER_TILES[0]} {how}" for how in ("n t slope", "n n gelu_tanh")),
         f"bfloat16 {_HOPPER_TILES[4]} n t slope_tanh",
+        *(
+            f"bfloat16 {' '.join(map(str, tile))} n n gelu"
+            for tile in matmul_hopper.TILES
+            if tile.sums <= matmul_hopper.MOST_SUMS["gelu"]
+        ),
     ),
     "matmul_parts": ("bfloat16 plain", "float16 gelu", "float32 slope_tanh"),
 }

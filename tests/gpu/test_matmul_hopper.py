@@ -43,6 +43,15 @@ def test_every_tile_is_offered_and_fits_on_a_card():
     assert set(matmul_hopper.ENDINGS) >= {"plain", "gelu", "gelu_tanh", "slope", "slope_tanh"}
 
 
+@pytest.mark.parametrize("last", ["gelu", "slope", "slope_tanh"])
+def test_a_tile_without_registers_for_an_ending_is_not_offered(last):
+    large = {tile.name for tile in matmul_hopper.TILES if tile.sums > 128}
+    found = {plan.name for plan in plans(PROBLEM._replace(last=last), split=1)}
+    assert large
+    assert found == {tile.name for tile in matmul_hopper.TILES} - large
+    assert large <= {plan.name for plan in plans(PROBLEM._replace(last="gelu_tanh"), split=1)}
+
+
 def test_whole_waves_and_long_sums_are_preferred():
     """288 tiles of 128x256 are 2.2 waves of 132 blocks, 384 of 128x192 are 2.9."""
     by_name = {plan.name: plan.seconds for plan in plans(PROBLEM, split=1)}

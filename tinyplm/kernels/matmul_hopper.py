@@ -102,8 +102,8 @@ ENDINGS = {"plain": 18.0, "gelu": 60.0, "gelu_tanh": 35.0, "slope": 70.0, "slope
 ROUNDS = 4
 """Of tiles, for each block, that parts of sums may make: nearly even shares are worth more parts."""
 
-MOST_SUMS = 128
-"""Of a thread, whose registers also hold what a result is multiplied by."""
+MOST_SUMS = {"gelu": 128, "slope": 128, "slope_tanh": 128}
+"""Of a thread, whose registers also hold what these endings compute, or what a result is multiplied by."""
 
 FILL = 1500.0
 """Clocks from a block's first instruction to its first product; a guess."""
@@ -128,7 +128,7 @@ def plans(problem: Problem, card: Card, split: int | None = None) -> Iterator[Pl
         )
         for parts, chunk in options:
             last = "plain" if parts > 1 else problem.last
-            if tile.sums > MOST_SUMS and last.startswith("slope"):
+            if tile.sums > MOST_SUMS.get(last, tile.sums):
                 continue
             yield Plan(
                 "hopper", tile.name,

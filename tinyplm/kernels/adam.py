@@ -13,7 +13,7 @@ from ..types import Array
 from . import cuda
 from .compiled import array_at, is_float, parallel
 from .many import are_whole, locate, row_of, table_of
-from .pieces import KINDS, Pieces, whole
+from .pieces import KINDS, Pieces
 from .registry import Kernel
 from .threads import LEAST
 
@@ -142,10 +142,13 @@ class UpdatesOnDevice(Updates):
     def __call__(self, g: Sequence[Array], numbers: Any, shrink: Any = 1.0) -> None:
         """As adamw_update for each parameter; nothing where shrink is 0.
 
-        Numbers and shrink are arrays of float32 on the device, or numbers, which are sent there.
+        Numbers and shrink are arrays on the device, or numbers, which are sent there together.
         """
-        there = [_sent(self.p[0], a) for a in (numbers, shrink)]
-        self._pieces.launch("adamw_update_many", whole(g), *there)
+        if not is_array(numbers) and not is_array(shrink):
+            both = namespace(self.p[0]).asarray(np.array((*numbers, shrink), np.float32))
+            numbers, shrink = both[:-1], both[-1:]
+        there = [_as_float32(self.p[0], a) for a in (numbers, shrink)]
+        self._pieces.launch("adamw_update_many", list(cuda.whole(*g)), *there)
 
 
 def updates_of(
@@ -167,9 +170,9 @@ def _place(copy: Array | None) -> tuple[int, int]:
     return (0, 0) if copy is None else (cuda.address(copy), KINDS[copy.dtype.name])
 
 
-def _sent(like: Array, numbers: Any) -> Any:
+def _as_float32(like: Array, numbers: Any) -> Any:
     if is_array(numbers):
-        return numbers
+        return numbers if numbers.dtype == np.float32 else numbers.astype(np.float32)
     return namespace(like).asarray(np.array(numbers, np.float32).reshape(-1))
 
 

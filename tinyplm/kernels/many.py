@@ -16,7 +16,7 @@ from ..backend import namespace
 from ..types import Array
 from . import cuda
 from .compiled import array_at, jit, parallel, plus
-from .pieces import Pieces, whole
+from .pieces import Pieces
 from .registry import Kernel
 from .threads import LEAST, parts
 
@@ -127,7 +127,10 @@ def _numba() -> Any:
     "cuda", library="cupy", when=lambda *arrays: all(cuda.takes(a) for a in arrays)
 )
 def _cuda() -> Any:
-    """One launch for all arrays, and one that adds up. The sum stays on the device: whoever reads it waits for it."""
+    """One launch for all arrays, and one that adds up. The sum stays on the device: whoever reads it waits for it.
+
+    A table of the arrays is sent there at each call; Clipping keeps its own.
+    """
 
     def squares(*arrays: Array) -> Array:
         sums = _squares_on_device(Pieces(arrays[0], [a.size for a in arrays]), arrays[0], arrays)
@@ -152,8 +155,8 @@ def _squares_on_device(pieces: Pieces, like: Array, arrays: Sequence[Array]) -> 
 class Clipping:
     """Loss and gradient norm of a step, and what clipping makes of them, where the gradients are: nobody waits.
 
-    Where loss or norm is not finite the factor is 0, which leaves everything as it is, and so it is ever after: the
-    update at which the host notices is the one that was left out first.
+    If loss or norm is not finite the factor is 0 and stays 0, so the first non-finite update the host reads is the
+    first that was skipped.
 
     Attributes:
         found: float64, the loss and the norm.
@@ -173,7 +176,7 @@ class Clipping:
             losses: float64, of the batches; the loss is their sum.
             limit: longest norm allowed, or None.
         """
-        gradients, most = whole(gradients), math.inf if limit is None else limit
+        gradients, most = list(cuda.whole(*gradients)), math.inf if limit is None else limit
         if not cuda.usable() or not all(cuda.takes(g) for g in gradients):
             return self._in_plain_code(gradients, losses, most)
         sizes = tuple(g.size for g in gradients)

@@ -42,8 +42,12 @@ class Pieces:
             table[:, 2:] = columns
         self.count: int = self.first[-1]
         xp = namespace(like)
-        self._table = xp.asarray(table)
-        self._row_of = xp.asarray(np.repeat(np.arange(len(counts)), counts).astype(np.uint32))
+        row_of = np.repeat(np.arange(len(counts)), counts).astype(np.uint32)
+        there = xp.asarray(
+            np.concatenate([table.reshape(-1).view(np.uint8), row_of.view(np.uint8)])
+        )
+        self._table = there[: table.nbytes].view(np.int64).reshape(table.shape)
+        self._row_of = there[table.nbytes :].view(np.uint32)
 
     def launch(self, kernel: str, arrays: Sequence[Array], *arguments: Any) -> None:
         """Start a kernel with a block for each piece of these arrays: one launch for 448 of them."""
@@ -61,8 +65,3 @@ def _addresses(arrays: Sequence[Array]) -> Any:
     made = np.zeros(ARRAYS, np.uint64)
     made[: len(arrays)] = [cuda.address(a) | KINDS[a.dtype.name] << 62 for a in arrays]
     return made.view(f"V{made.nbytes}")
-
-
-def whole(arrays: Sequence[Array]) -> list[Array]:
-    """The same values as arrays without gaps."""
-    return [a if a.flags.c_contiguous else namespace(a).ascontiguousarray(a) for a in arrays]

@@ -7,11 +7,13 @@ from pathlib import Path
 
 import emulator as emulation
 import machine_code as codes
+import numpy as np
 import pytest
 import stand_in
 
 from tinyplm.errors import MissingExtraError
-from tinyplm.kernels import cuda
+from tinyplm.kernels import compilers, cuda
+from tinyplm.kernels.registry import KERNELS
 
 HERE = Path(__file__).parent
 SECONDS = pytest.StashKey[dict]()
@@ -60,7 +62,7 @@ def compiling(request, kept):
     """
     wanted = [item for item in request.session.items if "machine_code" in item.fixturenames]
     try:
-        by = cuda.compiler() if wanted else None
+        by = compilers.best() if wanted else None
     except MissingExtraError as error:
         yield str(error)
         return
@@ -83,7 +85,7 @@ def compiling(request, kept):
 def compiler():
     """The compiler for device code."""
     try:
-        return cuda.compiler()
+        return compilers.best()
     except MissingExtraError as error:
         pytest.skip(str(error))
 
@@ -124,3 +126,19 @@ def plain_card(monkeypatch):
     yield stand_in.install(monkeypatch)
     stand_in.forget()
     stand_in.device.card.check()
+
+
+@pytest.fixture
+def quick(card, monkeypatch):
+    """With products and attention of float32 by the stand-in itself, which is quicker: what is tried is the step."""
+    monkeypatch.setattr(stand_in, "PRODUCTS", set())  # they may be captured, as tinyplm's own
+    for kernel in KERNELS.values():
+        if kernel.definition.__module__.rsplit(".")[-1] in ("matmul", "attention"):
+            for variant in kernel.variants:
+                if variant.library == "cupy":
+                    monkeypatch.setattr(variant, "when", _but_float32(variant.when))
+    return card
+
+
+def _but_float32(when):
+    return lambda *given: given[0].dtype != np.float32 and when(*given)

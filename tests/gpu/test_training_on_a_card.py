@@ -8,7 +8,6 @@ import warnings
 
 import numpy as np
 import pytest
-import stand_in
 from device_training import BFLOAT16, Trained, assert_same_bits, batches, gpt2
 
 from tinyplm.cli.main import main
@@ -19,7 +18,6 @@ from tinyplm.errors import (
     ShapeError,
     TinyplmWarning,
 )
-from tinyplm.kernels.registry import KERNELS
 from tinyplm.objectives import CausalLM
 from tinyplm.optim import SGD, Adafactor, AdamW
 from tinyplm.recipes.pretrain import Finished, Saved, pretrain
@@ -32,22 +30,6 @@ from tinyplm.train.progress import read_metrics
 pytestmark = pytest.mark.device
 
 PRECISIONS = pytest.mark.parametrize("dtype", [None, BFLOAT16], ids=["float32", "bfloat16"])
-
-
-@pytest.fixture
-def quick(card, monkeypatch):
-    """With products and attention of float32 by the stand-in itself, which is quicker: what is tried is the step."""
-    monkeypatch.setattr(stand_in, "PRODUCTS", set())  # they may be captured, as tinyplm's own
-    for kernel in KERNELS.values():
-        if kernel.definition.__module__.rsplit(".")[-1] in ("matmul", "attention"):
-            for variant in kernel.variants:
-                if variant.library == "cupy":
-                    monkeypatch.setattr(variant, "when", but_float32(variant.when))
-    return card
-
-
-def but_float32(when):
-    return lambda *given: given[0].dtype != np.float32 and when(*given)
 
 
 def test_ten_steps_are_those_of_the_cpu(quick):

@@ -77,10 +77,7 @@ class Worker:
             outer.wait_event(self._stream.record(self._after))
 
     def send(self, groups: Sequence[Mapping[str, Array]]) -> "Parcel":
-        """Copy arrays to the device, behind nothing but the work that read the last but one.
-
-        They may be read by work launched until the next but one is sent.
-        """
+        """Start copying arrays to the device. They may be read until the second send after this one."""
         layout = Layout(groups)
         slot = self._slots.pop(0)
         self._slots.append(slot)
@@ -103,7 +100,7 @@ class Worker:
 
     def recorded(self, work: Callable[[], None], pool: Any) -> Any:
         """A graph of the work, which is not done; `graph.launch()` does it."""
-        with self._cupy.cuda.using_allocator(pool.malloc), _nothing_collected():
+        with self.from_pool(pool), _nothing_collected():
             self._stream.begin_capture()
             try:
                 work()
@@ -166,11 +163,11 @@ class _Slot:
         self.sent.synchronize()
         if size > self.size:
             self.read.synchronize()
-            self.size = size
-            self._pinned = self._cupy.cuda.alloc_pinned_memory(size)
+            self.size = 1 << (size - 1).bit_length()  # batches that grow do not wait here each time
+            self._pinned = self._cupy.cuda.alloc_pinned_memory(self.size)
             self.address = self._pinned.ptr
-            self.pinned = np.frombuffer(self._pinned, np.uint8, size)
-            self.memory = self._cupy.empty(size, np.uint8)
+            self.pinned = np.frombuffer(self._pinned, np.uint8, self.size)
+            self.memory = self._cupy.empty(self.size, np.uint8)
             # It may have been freed with work under way that the other stream does not wait for.
             self._cupy.cuda.get_current_stream().synchronize()
 
@@ -230,13 +227,14 @@ class Draws:
             self.seeds += 1
         if self._rng is not None:
             return self._rng.integers(SEEDS)
-        for seed in self._given:
-            return seed
-        raise RuntimeError("this step draws more seeds than the same step did before")
+        seed = next(self._given, None)
+        if seed is None:
+            raise RuntimeError("this step draws more seeds than the same step did before")
+        return seed
 
     def __getattr__(self, name: str) -> Any:
         if self._rng is None:
-            raise RuntimeError(f"only seeds can be drawn in a recorded step, not by {name}()")
+            raise AttributeError(f"only seeds can be drawn in a recorded step, not by {name}()")
         self.seeds = None
         return getattr(self._rng, name)
 

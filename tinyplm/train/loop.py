@@ -1,10 +1,12 @@
 """The training loop, as an iterator of what happened."""
 
+import contextlib
 import itertools
 import math
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 from ..backend import keep_freed_memory
@@ -15,48 +17,39 @@ from ..types import Batch, Generator
 from .place import Numbers, Place, Update, place_of
 
 
+@dataclass(frozen=True)
 class Step:
-    """What happened in one update. On a card reading its numbers waits for it and for those before.
+    """What happened in one update. On a card its loss and norm come late: to read them waits for them and those before.
 
     Attributes:
         number: updates done so far, this one included.
+        loss: in nats per token, over all batches of the step. To read it raises NonFiniteError if it, or a number of an
+            earlier update, is not finite.
+        gradient_norm: before clipping; raises as loss does.
         learning_rate: of this update.
         tokens: that were input in this step.
-        seconds: that it took; on a card, that the host took for it.
+        seconds: that it took. On a card: that the loop took for it, with waiting for any update since the step before.
     """
 
-    def __init__(self, number: int, learning_rate: float, tokens: int, seconds: float) -> None:
-        self.number = number
-        self.learning_rate = learning_rate
-        self.tokens = tokens
-        self.seconds = seconds
-        self._waiting: _Waiting | None = None
-        self._found: tuple[float, float] | None = None
-
-    @property
-    def loss(self) -> float:
-        """In nats per token, over all batches of the step.
-
-        Raises:
-            NonFiniteError: this, or a number of an earlier update, is not finite.
-        """
-        return self._read()[0]
-
-    @property
-    def gradient_norm(self) -> float:
-        """Before clipping; raises as `loss` does."""
-        return self._read()[1]
+    number: int
+    loss: float
+    gradient_norm: float
+    learning_rate: float
+    tokens: int
+    seconds: float
 
     @property
     def known(self) -> bool:
         """Whether its numbers can be read without waiting."""
-        return self._found is not None or (self._waiting is not None and self._waiting.known(self))
+        waiting: _Waiting | None = vars(self).get("_waiting")
+        return waiting is None or waiting.known(self)
 
-    def _read(self) -> tuple[float, float]:
-        if self._found is None and self._waiting is not None:
-            self._waiting.read(self)
-        assert self._found is not None  # else the line before has raised
-        return self._found
+    def __getattr__(self, name: str) -> float:  # loss and norm are missing until they are found
+        waiting: _Waiting | None = vars(self).get("_waiting")
+        if waiting is None or name not in ("loss", "gradient_norm"):
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+        waiting.read(self)
+        return float(vars(self)[name])
 
 
 def train(
@@ -100,7 +93,8 @@ def train(
     waiting = _Waiting(place)
     try:
         for number in itertools.count(start) if steps is None else range(start, steps):
-            began = time.perf_counter()
+            began = time.perf_counter() - waiting.seconds
+            waiting.make_room()
             given = list(itertools.islice(batches, accumulate))
             if len(given) < accumulate:
                 raise DataError(
@@ -113,49 +107,73 @@ def train(
             rate = schedule(number)
             numbers = place.update(prepared, counts, rate)
             tokens = sum(int(batch["input_ids"].size) for batch in prepared)
-            step = Step(number + 1, rate, tokens, time.perf_counter() - began)
-            waiting.add(step, numbers)
-            yield step
+            seconds, waiting.seconds = time.perf_counter() - began, 0.0
+            yield waiting.added(
+                numbers, number=number + 1, learning_rate=rate, tokens=tokens, seconds=seconds
+            )
         waiting.read()
     finally:
-        place.close()
+        waiting.close()
 
 
 class _Waiting:
-    """Updates whose numbers are not read yet. They are read in order: the first that are not finite are an error."""
+    """Updates whose numbers are not read yet. They are read in order: the first that are not finite are an error.
+
+    Attributes:
+        seconds: that reading has taken since this was set to 0.
+    """
 
     def __init__(self, place: Place) -> None:
+        self.seconds = 0.0
         self._place = place
         self._queue: deque[tuple[Step, Numbers]] = deque()
         self._norm = math.nan  # of the last update that was read
-        self._error: NonFiniteError | None = None
+        self._error = ""
 
-    def add(self, step: Step, numbers: Numbers) -> None:
-        """One more; the oldest are read where there are too many."""
-        step._waiting = self
-        self._queue.append((step, numbers))
-        while len(self._queue) > self._place.ahead:
+    def make_room(self) -> None:
+        """Read the oldest where there are too many; no update may follow one that was left out."""
+        if self._error:
+            raise NonFiniteError(self._error)
+        while self._queue and len(self._queue) >= self._place.ahead:
             self._read_oldest()
+
+    def added(self, numbers: Numbers, **fields: Any) -> Step:
+        """The record of one more update; it has its numbers if nobody is to go on without them."""
+        step = Step.__new__(Step)
+        vars(step).update(fields, _waiting=self)
+        self._queue.append((step, numbers))
+        if not self._place.ahead:
+            self._read_oldest()
+        return step
 
     def read(self, step: Step | None = None) -> None:
         """Until the numbers of this step are read, or all."""
-        while self._queue and (step is None or step._found is None):
+        while self._queue and (step is None or "_waiting" in vars(step)):
             self._read_oldest()
-        if self._error is not None and (step is None or step._found is None):
-            raise self._error
+        if self._error and (step is None or "_waiting" in vars(step)):
+            raise NonFiniteError(self._error)
 
     def known(self, step: Step) -> bool:
         """Whether nobody would wait for the numbers of this step."""
         return all(numbers.known for s, numbers in self._queue if s.number <= step.number)
 
+    def close(self) -> None:
+        """Read all, and keep no more than that: a step may be kept for longer."""
+        with contextlib.suppress(NonFiniteError):
+            self.read()
+        self._place.close()
+        del self._place
+
     def _read_oldest(self) -> None:
         step, numbers = self._queue[0]
+        began = time.perf_counter()
         loss, norm = numbers.read()
+        self.seconds += time.perf_counter() - began
         if not (math.isfinite(loss) and math.isfinite(norm)):
             self._place.rewind(len(self._queue))
             self._queue.clear()
             what, value = ("Gradient norm", norm) if math.isfinite(loss) else ("Loss", loss)
-            self._error = NonFiniteError(
+            self._error = (
                 f"{what} became {value} at step {step.number}"
                 + (
                     f" (gradient norm {self._norm:.1e} one step before)"
@@ -164,9 +182,11 @@ class _Waiting:
                 )
                 + ". Try a lower learning rate, more warm-up, or clipping at 1.0; --anomaly names the first bad op."
             )
-            raise self._error
+            raise NonFiniteError(self._error)
         self._queue.popleft()
-        step._found, self._norm = (loss, norm), norm
+        del vars(step)["_waiting"]
+        vars(step).update(loss=loss, gradient_norm=norm)
+        self._norm = norm
 
 
 def _added(counts: list[dict[str, float]]) -> dict[str, Any]:

@@ -24,7 +24,7 @@ from ..optim import gradient_norm, shrink
 from ..types import Array, Batch, Generator
 
 GRAPHS = 4
-"""Kinds of batches that have graphs, the first that come again: each takes the memory of a step."""
+"""How many kinds of batches get a graph; each keeps a step's memory."""
 
 REMEMBERED = 64
 """Kinds of batches that are counted, to see which come again."""
@@ -141,7 +141,7 @@ class OnCard:
     are drawn beforehand then, as many as before and from the same generator: the same bits, recorded or not.
     """
 
-    ahead = 8
+    ahead = 4
 
     def __init__(self, update: Update, *, graph: bool) -> None:
         self._update, self._graph = update, graph
@@ -151,7 +151,7 @@ class OnCard:
         self._losses = namespace(like).zeros(update.batches, np.float64)
         self._precision = np.result_type(np.float32, *{p.dtype for p in update.parameters})
         self._seen: OrderedDict[Any, _Kind] = OrderedDict()
-        self._left: list[Array | None] = []
+        self._known: list[tuple[Array, bool]] = []  # the parameters that recorded steps are of
         self._stays = update.objective.on_host
 
     def update(self, batches: list[Batch], counts: Mapping[str, float], rate: float) -> Late:
@@ -175,8 +175,8 @@ class OnCard:
         self._update.optimizer.rewind(updates)
 
     def close(self) -> None:
-        """As for rewind, memory of the card and of graphs too."""
-        self._worker.wait()
+        """Wait for all work, since its memory is about to be freed."""
+        self._forget()
 
     def _run(self, batches: list[Batch], counts: Mapping[str, float], rate: float) -> Late:
         u = self._update
@@ -198,6 +198,7 @@ class OnCard:
                 self._compute(batches, parcel, counts, draws)
                 kind.seeds, kind.comes_again = draws.seeds or 0, draws.seeds is not None
             elif kind.times == 1:
+                self._clear()
                 self._worker.give_back()
                 kind.pool = self._worker.pool()
                 with self._worker.from_pool(kind.pool):
@@ -207,12 +208,13 @@ class OnCard:
                 kind.graph.launch()
                 for p, g in zip(u.parameters, kind.gradients, strict=True):
                     p.grad = g
+                    if g is not None:
+                        p.write()
             else:
                 self._compute(batches, parcel, counts, Draws(given=seeds))
             self._worker.has_read()
             if kind is not None:
                 kind.times += 1
-            self._left = [p.grad for p in u.parameters]
             return self._worker.bring(self._clipping.found)
 
     def _compute(
@@ -221,8 +223,7 @@ class OnCard:
         """The whole update, launched."""
         u = self._update
         *there, alone = parcel.groups
-        for p in u.parameters:
-            p.grad = None
+        self._clear()
         for i, (batch, fields) in enumerate(zip(batches, there, strict=True)):
             part = u.objective.loss(u.model, batch | fields, counts=counts, rng=draws)
             self._losses[i] = part.array.reshape(())
@@ -243,25 +244,32 @@ class OnCard:
                 lambda: self._compute(batches, kind.parcel, counts, draws), kind.pool
             )
         except Exception as error:
-            self._graph = False
-            self._forget()
-            kind.pool = kind.parcel = None
-            warnings.warn(
-                f"Steps are launched kernel by kernel, which is slower for small models: this one could not be "
-                f"recorded as a graph ({type(error).__name__}: {error}). --no-graph does without trying.",
-                TinyplmWarning,
-                stacklevel=2,
-            )
-            return False
-        kind.gradients = [p.grad for p in self._update.parameters]
-        return True
+            why = f"{type(error).__name__}: {error}"
+        else:
+            kind.gradients = [p.grad for p in self._update.parameters]
+            return True
+        # Only now nothing holds what the error had left in the pool.
+        self._graph = False
+        self._clear()
+        self._forget()
+        warnings.warn(
+            f"Steps are launched kernel by kernel, which is slower for small models: this one could not be recorded "
+            f"as a graph ({why}). --no-graph does without trying.",
+            TinyplmWarning,
+            stacklevel=2,
+        )
+        return False
 
     def _sent(self, batch: Batch) -> dict[str, Array]:
         """What of a batch goes to the card, where nobody looks at ids."""
-        vocab_size = getattr(getattr(self._update.model, "config", None), "vocab_size", None)
-        for name in ("input_ids", "decoder_input_ids"):
-            if vocab_size is not None and name in batch:
-                checked_ids(batch[name], vocab_size, name, "vocab_size")
+        config = getattr(self._update.model, "config", None)
+        names = {"input_ids": "vocab_size", "decoder_input_ids": "vocab_size"}
+        if getattr(config, "source_vocab_size", None):
+            names["input_ids"] = "source_vocab_size"
+        for name, of_config in names.items():
+            most = getattr(config, of_config, None)
+            if most is not None and name in batch:
+                checked_ids(batch[name], most, name, of_config)
         return {
             name: value
             for name, value in batch.items()
@@ -279,9 +287,13 @@ class OnCard:
         )
         if not self._graph or mode.anomaly or not whole:
             return None
-        # A parameter that was given another array has lost its gradient: graphs know the old one.
-        if any(p.grad is not g for p, g in zip(self._update.parameters, self._left, strict=False)):
+        now = [(p.data, p.requires_grad) for p in self._update.parameters]
+        if any(
+            array is not old or learns != learnt
+            for (array, learns), (old, learnt) in zip(now, self._known, strict=False)
+        ):
             self._forget()
+        self._known = now
         key = (
             tuple(tuple((n, a.shape, a.dtype) for n, a in there.items()) for there in sent),
             tuple(counts.items()),
@@ -293,10 +305,19 @@ class OnCard:
         full = sum(other.pool is not None for other in self._seen.values()) >= GRAPHS
         return kind if kind.comes_again and (kind.pool is not None or not full) else None
 
+    def _clear(self) -> None:
+        """Let go of the last gradients."""
+        for p in self._update.parameters:
+            p.grad = None
+
     def _forget(self) -> None:
-        """No step is known any more; graphs may be at work."""
+        """No step is known any more. Graphs may be at work; then their memory is free."""
         self._worker.wait()
+        pools = [kind.emptied(self._update.parameters) for kind in self._seen.values()]
         self._seen.clear()
+        for pool in pools:
+            if pool is not None:
+                pool.free_all_blocks()
 
 
 @dataclass(eq=False)
@@ -320,3 +341,12 @@ class _Kind:
     graph: Any = None
     parcel: Any = None
     gradients: Any = None
+
+    def emptied(self, parameters: Sequence[Tensor]) -> Any:
+        """The pool, if there is one, with nothing of the graph in it."""
+        for p, g in zip(parameters, self.gradients or (), strict=False):
+            if p.grad is g:
+                p.grad = None
+        pool, self.pool = self.pool, None
+        self.graph = self.parcel = self.gradients = None
+        return pool

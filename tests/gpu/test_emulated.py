@@ -197,6 +197,22 @@ def test_rows_are_added_up_in_order_whether_ids_are_many_or_few(device, n, rows,
     assert_same_bits(found, expected.astype(np.float32))
 
 
+@pytest.mark.parametrize("rows", [255, 256, 300])
+@pytest.mark.parametrize("outside", [-1, 256 * 256, (1 << 32) + 3])
+def test_ids_outside_of_the_table_part_no_run(device, rows, outside):
+    """Whatever their last digits are: one that is sorted by those alone comes between equal ones."""
+    outside = outside if outside < 0 else outside + 7
+    ids = np.full(300, 7)
+    ids[[0, 40, 41, 150, 299]] = outside
+    ids[[60, 200]] = rows - 1
+    g = np.arange(2400.0).reshape(300, 8).astype(np.float32)
+    found = VARIANTS["add_rows"].build()(g, ids, rows)
+    expected = np.zeros((rows, 8))
+    inside = ids != outside
+    np.add.at(expected, ids[inside], g[inside])
+    assert_same_bits(found, expected.astype(np.float32))
+
+
 @TYPES
 def test_sums_of_rows_in_half_precision_are_not_rounded_to_it(device, dtype):
     """More equal rows than a half can count one by one."""

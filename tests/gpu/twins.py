@@ -127,8 +127,9 @@ def cross_entropy_row(row, lead, lanes=512, group=4):
 
 def sorted_by_digits(ids, rows, run=512):
     """Keys and places by a radix sort: counts by run, sums before each, and stable moves."""
-    keys, places = ids.astype(np.uint32), np.arange(ids.size, dtype=np.uint32)
-    for shift in range(0, max(1, (rows - 1).bit_length()), 8):
+    keys = np.minimum(ids.astype(np.uint64), rows).astype(np.uint32)
+    places = np.arange(ids.size, dtype=np.uint32)
+    for shift in range(0, rows.bit_length(), 8):
         digits = (keys >> np.uint32(shift)) % 256
         runs = np.arange(ids.size) // run
         counts = np.zeros((256, -(-ids.size // run)), np.int64)

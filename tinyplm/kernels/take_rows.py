@@ -160,12 +160,17 @@ def _cuda_add() -> Any:
 
 
 def _cuda_sorted(ids_N: Array, rows: int) -> tuple[Array, Array | None]:
-    """The ids in their order as uint32, and where each was; equal ones keep theirs."""
+    """The ids in their order as uint32, and where each was; equal ones keep theirs.
+
+    Those outside of the table are `rows`, behind all others: between equal ones they would part them.
+    """
     n = ids_N.size
-    keys, values = ids_N.reshape(-1).astype(np.uint32), None  # null: 0, 1, 2, ...
+    unsigned = ids_N.reshape(-1).astype(np.uint64)  # negative ones are large
+    keys = namespace(ids_N).minimum(unsigned, rows).astype(np.uint32)
+    values = None  # null: 0, 1, 2, ...
     runs = -(-n // RUN)
     counts = cuda.empty(keys, (256, runs))
-    for shift in range(0, max(1, (rows - 1).bit_length()), 8):
+    for shift in range(0, rows.bit_length(), 8):
         to_keys, to_values = cuda.empty(keys, (n,)), cuda.empty(keys, (n,))
         cuda.launch("take_rows", "sort_count", runs, 32, keys, counts, n, runs, shift)
         cuda.launch("take_rows", "sort_scan", 1, 1024, counts, counts.size)

@@ -197,6 +197,18 @@ def test_rows_are_added_up_in_order_whether_ids_are_many_or_few(device, n, rows,
     assert_same_bits(found, expected.astype(np.float32))
 
 
+@pytest.mark.parametrize("count", [32, 33, 63, 64, 65, 96, 97, 530, 560, 576, 1089, 1100])
+@pytest.mark.parametrize("before", [0, 1, 31, 32])
+def test_runs_of_any_number_of_pieces_are_joined(device, count, before):
+    """From any place in a piece to any other, with others behind them or none."""
+    for behind in (0, 40):
+        ids = np.repeat([0, 1, 2], [before, count, behind])
+        g = np.random.default_rng(count).integers(-99, 100, (ids.size, 3)).astype(np.float32)
+        expected = np.zeros((3, 3), np.float32)
+        np.add.at(expected, ids, g)
+        assert_same_bits(VARIANTS["add_rows"].build()(g, ids, 3), expected)
+
+
 @pytest.mark.parametrize("rows", [255, 256, 300])
 @pytest.mark.parametrize("outside", [-1, 256 * 256, (1 << 32) + 3])
 def test_ids_outside_of_the_table_part_no_run(device, rows, outside):

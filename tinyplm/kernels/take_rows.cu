@@ -113,6 +113,7 @@ extern "C" __global__ void __launch_bounds__(32) sort_move(
 // ---- the sums
 
 const int PIECE = 32;
+const int ASKED = 16; // sums of pieces that a thread asks for at once
 
 template <int N> __device__ inline void put(float *to, const float (&x)[N]) {
     if constexpr (N == 1) {
@@ -169,11 +170,29 @@ extern "C" __global__ void __launch_bounds__(THREADS) join_rows(
     if (!goes_on || from_before || key >= rows) {
         return; // no run that begins here reaches beyond
     }
+    // The last piece that begins with the key: by steps that double as long as they stay within the run, then halve.
+    const i64 end = (n - 1) / PIECE;
+    const auto reaches = [&](i64 piece) { return piece <= end && keys[piece * PIECE] == key; };
+    i64 last = blockIdx.x + 1, step = 1;
+    for (; reaches(last + step); step *= 2) {
+        last += step;
+    }
+    for (; step > 0; step /= 2) {
+        last += reaches(last + step) ? step : 0;
+    }
     const int own = keys[first] == key ? 0 : 1;
     for (i64 c = threadIdx.x; c < width; c += THREADS) {
         float total = sums[(2 * i64(blockIdx.x) + own) * width + c];
-        for (i64 piece = blockIdx.x + 1; piece * PIECE < n && keys[piece * PIECE] == key; piece++) {
-            total += sums[2 * piece * width + c];
+        for (i64 piece = blockIdx.x + 1; piece <= last; piece += ASKED) {
+            float more[ASKED]; // all under way at once; added in their order
+#pragma unroll
+            for (int i = 0; i < ASKED; i++) {
+                more[i] = sums[2 * (piece + i < last ? piece + i : last) * width + c];
+            }
+#pragma unroll
+            for (int i = 0; i < ASKED; i++) {
+                total = piece + i <= last ? total + more[i] : total;
+            }
         }
         table[i64(key) * width + c] = total;
     }

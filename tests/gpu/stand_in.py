@@ -117,7 +117,7 @@ def _computed(name, numpy_function, arguments, options):
     product = name in PRODUCTS or (name == "einsum" and len(given) > 1)
     if (product or name in SORTING) and device.card.stream.captured is not None:
         raise NotImplementedError(f"{name} (cuBLAS or a sort) during stream capture is unsupported")
-    if name == "matmul" and any(a.dtype == ml_dtypes.bfloat16 for a in given):
+    if name == "matmul" and max(a.ndim for a in given) > 2 and given[0].dtype == ml_dtypes.bfloat16:
         raise TypeError("data type 'E' not understood")  # as CuPy's
     half = next((a.dtype for a in given if a.dtype.name in HALVES), None)
     wide = half is not None and (product or name in REDUCTIONS)

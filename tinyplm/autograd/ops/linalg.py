@@ -59,7 +59,7 @@ def matmul(a: Array, b: Array) -> tuple[Array, Pullback]:
 
 
 def _times(a: Array, b: Array) -> Array:
-    """A b; on a card by a kernel of ours, which takes three axes at most: CuPy's own product refuses bfloat16."""
+    """A b; on a card by a kernel of ours, of three axes at most: CuPy's refuses bfloat16 of more than two."""
     if namespace(a) is np or not a.ndim or not b.ndim:
         return a @ b
     left, right = a[None] if a.ndim == 1 else a, b[:, None] if b.ndim == 1 else b

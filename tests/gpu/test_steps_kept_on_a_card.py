@@ -14,6 +14,8 @@ from device_training import Trained, assert_same_bits, batches, gpt2
 
 from tinyplm import Tensor
 from tinyplm.errors import GraphError, NonFiniteError, ShapeError, TinyplmWarning
+from tinyplm.kernels.dropout import SEEDS
+from tinyplm.kernels.graph import Draws
 from tinyplm.models.seq2seq import Seq2Seq, Seq2SeqConfig
 from tinyplm.objectives import CausalLM
 from tinyplm.optim import AdamW
@@ -207,6 +209,16 @@ def test_a_step_is_a_record_as_on_the_cpu(quick):
     assert "_waiting" not in repr(late)
     assert str(late.loss) in repr(late)
     assert not hasattr(late, "losses")
+
+
+def test_what_only_draws_given_seeds_has_nothing_else():
+    draws = Draws(given=[3])
+    assert not hasattr(draws, "standard_normal")
+    with pytest.raises(AttributeError, match="only seeds"):
+        draws.integers(5)
+    assert draws.integers(SEEDS) == 3
+    with pytest.raises(RuntimeError, match="more seeds"):
+        draws.integers(SEEDS)
 
 
 def test_waiting_is_part_of_a_step_s_seconds(quick, monkeypatch):

@@ -1,5 +1,6 @@
 """The loop: it learns, it adds up, and it stops before a bad update."""
 
+import dataclasses
 import itertools
 import math
 
@@ -12,7 +13,7 @@ from tinyplm.models.gpt2 import Gpt2, Gpt2Config
 from tinyplm.nn import Module
 from tinyplm.objectives import CausalLM
 from tinyplm.optim import SGD, AdamW
-from tinyplm.train.loop import train
+from tinyplm.train.loop import Step, train
 
 
 def gpt2(dtype="float32", dropout=0.0):
@@ -63,6 +64,21 @@ def test_records_say_what_happened():
     assert [r.learning_rate for r in records] == rates
     assert [r.tokens for r in records] == [2 * 4 * 8] * 3
     assert all(r.seconds > 0 and math.isfinite(r.gradient_norm) for r in records)
+
+
+def test_a_record_is_frozen_and_prints_and_compares_by_its_fields():
+    found = run(gpt2(), batches(), steps=1)[0]
+    fields = dataclasses.asdict(found)
+    assert list(fields) == ["number", "loss", "gradient_norm", "learning_rate", "tokens", "seconds"]
+    made = Step(**fields)
+    assert found == made
+    assert vars(found) == vars(made)
+    assert repr(found) == repr(made) == f"Step({', '.join(f'{k}={v}' for k, v in fields.items())})"
+    assert found != dataclasses.replace(made, loss=0.0)
+    assert made.known
+    assert not hasattr(made, "losses")
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        made.loss = 0.0
 
 
 def test_the_loss_and_norm_recorded_are_those_before_the_update():

@@ -95,10 +95,6 @@ class Updates:
             for column, arrays in ((1, p), (3, m), (4, v)):
                 locate(self._table, column, arrays)
 
-    def are_of(self, p: Sequence[Array]) -> bool:
-        """Whether these are the parameters that this was made for."""
-        return len(p) == len(self.p) and all(map(operator.is_, p, self.p))
-
     def __call__(self, g: Sequence[Array], numbers: Sequence[float], shrink: float = 1.0) -> None:
         """As adamw_update for each parameter, with its gradient."""
         g = [a if a.dtype == p.dtype else a.astype(p.dtype) for a, p in zip(g, self.p, strict=True)]
@@ -120,7 +116,7 @@ class Updates:
                 copy[...] = p
 
 
-class UpdatesOnDevice(Updates):
+class UpdatesOnDevice:
     """The same in one launch: parameters and moments are float32, gradients and copies may be halves."""
 
     def __init__(
@@ -151,13 +147,18 @@ class UpdatesOnDevice(Updates):
         self._pieces.launch("adamw_update_many", list(cuda.whole(*g)), *there)
 
 
+def are_same(p: Sequence[Array], q: Sequence[Array]) -> bool:
+    """Whether these are the very arrays: updates are made for some, and know no others."""
+    return len(p) == len(q) and all(map(operator.is_, p, q))
+
+
 def updates_of(
     p: Sequence[Array],
     m: Sequence[Array],
     v: Sequence[Array],
     decays: Sequence[bool],
     copies: Sequence[Array | None],
-) -> Updates | None:
+) -> Updates | UpdatesOnDevice | None:
     """The updates that fit where these arrays lie; None on a device without a kernel for them."""
     if not p or namespace(p[0]) is np:
         return Updates(p, m, v, decays, copies)

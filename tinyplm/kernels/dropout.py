@@ -56,9 +56,13 @@ def kept(seed: Any, index: Any, threshold: Any) -> Any:
     return random32(seed, index) >= threshold
 
 
+SEEDS = 1 << 63
+"""Seeds are below this."""
+
+
 def drawn_seed(rng: Generator) -> Any:
     """A seed: a number, or an array of the card that holds one, so that a step can be repeated there with another."""
-    seed = rng.integers(1 << 63)
+    seed = rng.integers(SEEDS)
     return seed if is_array(seed) else int(seed)
 
 

@@ -14,6 +14,7 @@ import numpy as np
 
 from ..backend import library
 from ..types import Array
+from .dropout import SEEDS
 
 APART = 256
 """What the places of arrays in a common piece of memory are multiples of."""
@@ -237,7 +238,3 @@ class Draws:
             raise AttributeError(f"only seeds can be drawn in a recorded step, not by {name}()")
         self.seeds = None
         return getattr(self._rng, name)
-
-
-SEEDS = 1 << 63
-"""Seeds are below this."""

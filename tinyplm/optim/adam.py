@@ -7,7 +7,7 @@ from typing import Any
 
 from ..autograd import Tensor
 from ..errors import ConfigError
-from ..kernels.adam import Updates, adamw_update, updates_of
+from ..kernels.adam import Updates, UpdatesOnDevice, adamw_update, are_same, updates_of
 from ..types import Array
 from .optimizer import Optimizer
 
@@ -58,7 +58,9 @@ class AdamW(Optimizer):
     ) -> None:
         self.rule = _Rule(beta_1=beta_1, beta_2=beta_2, eps=eps, weight_decay=weight_decay)
         super().__init__(parameters)
-        self._updates: dict[tuple[str, ...], Updates] = {}  # kept, as a graph may use them
+        self._updates: dict[
+            tuple[str, ...], Updates | UpdatesOnDevice
+        ] = {}  # kept, as a graph may use them
 
     def memory(self, p: Tensor) -> dict[str, tuple[int, ...]]:
         """Both moments."""
@@ -92,7 +94,7 @@ class AdamW(Optimizer):
         behind = [self.values_behind(name, self.parameters[name]) for name in given]
         values = [value for value, _ in behind]
         updates = self._updates.get(tuple(given))
-        if updates is None or not updates.are_of(values):
+        if updates is None or not are_same(values, updates.p):
             memory = [self._memory[name] for name in given]
             updates = updates_of(
                 values,

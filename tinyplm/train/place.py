@@ -17,14 +17,15 @@ from ..autograd import Tensor
 from ..autograd.modes import mode
 from ..backend import namespace
 from ..errors import DeviceMemoryError, TinyplmWarning
-from ..kernels.graph import SEEDS, Draws, Late, Parcel, Worker
+from ..kernels.dropout import SEEDS
+from ..kernels.graph import Draws, Late, Parcel, Worker
 from ..kernels.many import Clipping
 from ..nn.checks import checked_ids
 from ..optim import gradient_norm, shrink
 from ..types import Array, Batch, Generator
 
 GRAPHS = 4
-"""How many kinds of batches get a graph; each keeps a step's memory."""
+"""How many kinds of batch get a graph; each keeps a step's memory."""
 
 REMEMBERED = 64
 """Kinds of batches that are counted, to see which come again."""

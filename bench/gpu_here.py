@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from tinyplm.kernels import cuda
+from tinyplm.kernels import compilers, cuda
 
 from .gpu_questions import device
 from .gpu_timing import Card, Way, race
@@ -42,7 +42,7 @@ def here(state: State) -> Iterator[Record]:
         "total_bytes": total,
         "driver_cuda": xp.cuda.runtime.driverGetVersion(),
         "runtime_cuda": xp.cuda.runtime.runtimeGetVersion(),
-        "compilers": [compiler.name for compiler in cuda.compilers()],
+        "compilers": [compiler.name for compiler in compilers.found()],
         "clocks": clocks(),
         "versions": versions() | _libraries(),
         "python": platform.python_version(),
@@ -106,19 +106,19 @@ def _commit() -> str:
 
 def compiled(state: State, file: str, arch: str) -> Iterator[Record]:
     """Compile a file as a first launch would, for the cache too, and read what the compiler says of it."""
-    by, logs = cuda.compiler(), []
+    by, logs = compilers.best(), []
 
-    def noted(text: str, arch: str) -> cuda.Compiled:
+    def noted(text: str, arch: str) -> compilers.Compiled:
         made = by.compile(text, arch)
         logs.append(made.log)
         return made
 
-    own, cuda.compiler = cuda.compiler, lambda: cuda.Compiler(by.name, noted)
+    own, compilers.best = compilers.best, lambda: compilers.Compiler(by.name, noted)
     began = time.perf_counter()
     try:
         size = len(cuda.cubin(file, arch))
     finally:
-        cuda.compiler = own
+        compilers.best = own
     about = {"file": file, "seconds": time.perf_counter() - began, "bytes": size, "by": by.name}
     yield about | ({"cached": True} if not logs else said_by_compiler("\n".join(logs)))
 

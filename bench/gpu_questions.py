@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from tinyplm.backend import library
-from tinyplm.kernels import cuda
+from tinyplm.kernels import compilers, cuda
 from tinyplm.kernels.tensor_map import TensorMap, encoded
 
 from .gpu_timing import WARM, Card
@@ -51,7 +51,7 @@ def _probes() -> Any:
     from cupy.cuda.function import Module
 
     module = Module()
-    module.load(cuda.compiler().compile(PROBES.read_text("utf-8"), cuda.architecture()).cubin)
+    module.load(compilers.best().compile(PROBES.read_text("utf-8"), cuda.architecture()).cubin)
     return module
 
 
@@ -97,7 +97,7 @@ def machine_code(state: State) -> Answer:
     _start("arguments", 1, 1, out, *numbers, plain=False)
     right = int(out[0])
     answer = "yes" if right == 5 else "no"
-    return {"answer": answer, "right": right, "compiler": cuda.compiler().name}
+    return {"answer": answer, "right": right, "compiler": compilers.best().name}
 
 
 def every_compiler(state: State) -> Answer:
@@ -105,7 +105,7 @@ def every_compiler(state: State) -> Answer:
     from cupy.cuda.function import Module
 
     xp, found = device(state), {}
-    for compiler in cuda.compilers():
+    for compiler in compilers.found():
         try:
             module, x = Module(), xp.zeros(5, xp.float32)
             began = time.perf_counter()

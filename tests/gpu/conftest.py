@@ -12,7 +12,7 @@ import pytest
 import stand_in
 
 from tinyplm.errors import MissingExtraError
-from tinyplm.kernels import cuda
+from tinyplm.kernels import compilers, cuda
 from tinyplm.kernels.registry import KERNELS
 
 HERE = Path(__file__).parent
@@ -62,7 +62,7 @@ def compiling(request, kept):
     """
     wanted = [item for item in request.session.items if "machine_code" in item.fixturenames]
     try:
-        by = cuda.compiler() if wanted else None
+        by = compilers.best() if wanted else None
     except MissingExtraError as error:
         yield str(error)
         return
@@ -85,7 +85,7 @@ def compiling(request, kept):
 def compiler():
     """The compiler for device code."""
     try:
-        return cuda.compiler()
+        return compilers.best()
     except MissingExtraError as error:
         pytest.skip(str(error))
 

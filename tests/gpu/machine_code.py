@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
-from tinyplm.kernels import cuda
+from tinyplm.kernels import compilers
 
 ENTRY = re.compile(
     r"Compiling entry function '(\w+)' for '(\w+)'.*?(\d+) bytes stack frame, (\d+) bytes spill stores, "
@@ -75,13 +75,13 @@ class File(NamedTuple):
 
 def disassembler() -> str | None:
     """The program nvdisasm: of the package nvidia-cuda-nvdisasm, or on the PATH."""
-    found = cuda.packaged("nvdisasm.exe" if sys.platform == "win32" else "nvdisasm")
+    found = compilers.packaged("nvdisasm.exe" if sys.platform == "win32" else "nvdisasm")
     return str(found[-1]) if found else shutil.which("nvdisasm")
 
 
-def compile_file(file: str, text: str, arch: str, kept_in: Path, by: cuda.Compiler) -> File:
+def compile_file(file: str, text: str, arch: str, kept_in: Path, by: compilers.Compiler) -> File:
     """Compile the text of a file, or take what a folder keeps of the same text and compiler."""
-    digest = hashlib.sha256("\n".join((by.name, arch, *cuda._options(arch), text)).encode())
+    digest = hashlib.sha256("\n".join((by.name, arch, *compilers.options(arch), text)).encode())
     code, said = (
         kept_in / f"{file}-{arch}-{digest.hexdigest()[:24]}.{e}" for e in ("cubin", "log")
     )

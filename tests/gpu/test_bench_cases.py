@@ -541,9 +541,9 @@ def test_the_compilers_words_are_read():
 
 @pytest.mark.device
 def test_a_file_is_compiled_with_its_time_and_kept(monkeypatch, tmp_path):
-    from tinyplm.kernels import cuda
+    from tinyplm.kernels import compilers
 
-    if next(cuda.compilers(), None) is None:
+    if next(compilers.found(), None) is None:
         pytest.skip("needs NVRTC or nvcc")
     monkeypatch.setattr(cuda, "cache_file", lambda: tmp_path / "products.json")
     (first,) = gpu_here.compiled(State({}), "gelu", "sm_90a")
@@ -559,7 +559,7 @@ def test_questions_go_on_where_one_has_no_answer(plain_card, monkeypatch):
         raise RuntimeError("no machine code runs here")
 
     monkeypatch.setattr(gpu_questions, "_probes", probes)
-    monkeypatch.setattr(gpu_questions.cuda, "compilers", lambda: iter(()))
+    monkeypatch.setattr(gpu_questions.compilers, "found", lambda: iter(()))
     state = State({}, {"xp": plain_card.cupy})
     names = [name for name in gpu_questions.QUESTIONS if "rate of adding" not in name]
     answers = {name: next(iter(gpu_questions.ask(state, name))) for name in names}

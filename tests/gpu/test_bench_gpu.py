@@ -521,9 +521,9 @@ def broken(state):
 def test_the_probes_compile_for_the_card_without_spills():
     import re
 
-    from tinyplm.kernels import cuda
+    from tinyplm.kernels import compilers
 
-    compiler = next(cuda.compilers(), None)
+    compiler = next(compilers.found(), None)
     if compiler is None:
         pytest.skip("needs NVRTC or nvcc")
     made = compiler.compile(gpu_questions.PROBES.read_text("utf-8"), "sm_90a")

@@ -17,7 +17,7 @@ from budgets import (
 )
 
 from tinyplm.errors import DeviceError
-from tinyplm.kernels import cuda
+from tinyplm.kernels import compilers, cuda
 
 pytestmark = pytest.mark.device
 
@@ -103,7 +103,7 @@ def test_nvcc_compiles_it_too(tmp_path):
     """The way of machines that have a toolkit and no NVRTC."""
     if shutil.which("nvcc") is None:
         pytest.skip("no nvcc on the PATH")
-    made = codes.compile_file("gelu", cuda.source("gelu"), "sm_90a", tmp_path, cuda._nvcc())
+    made = codes.compile_file("gelu", cuda.source("gelu"), "sm_90a", tmp_path, compilers.nvcc())
     found = {name: faults(kernel, "gelu", "sm_90a") for name, kernel in made.kernels.items()}
     assert len(found) == 12
     assert not any(found.values()), found

@@ -9,7 +9,7 @@ import pytest
 
 from tinyplm import backend
 from tinyplm.errors import DeviceError, DeviceMemoryError, MissingExtraError, TinyplmWarning
-from tinyplm.kernels import cuda
+from tinyplm.kernels import compilers, cuda
 from tinyplm.kernels.registry import KERNELS
 
 
@@ -18,7 +18,7 @@ def own_cache(tmp_path, monkeypatch):
     for name in ("XDG_CACHE_HOME", "LOCALAPPDATA"):
         monkeypatch.setenv(name, str(tmp_path))
     monkeypatch.setattr(cuda, "_allowed", {})
-    caches = (cuda.compiler, cuda.usable, cuda._module, cuda._function)
+    caches = (compilers.best, cuda.usable, cuda._module, cuda._function)
     for cache in caches:
         cache.cache_clear()
     yield
@@ -33,10 +33,10 @@ def compiler(monkeypatch):
 
     def compile_text(text, arch):
         given.append(arch)
-        return cuda.Compiled(b"code for " + arch.encode(), "")
+        return compilers.Compiled(b"code for " + arch.encode(), "")
 
-    known = cuda.Compiler("a compiler 1.0", compile_text)
-    monkeypatch.setattr(cuda, "compilers", lambda: iter([known]))
+    known = compilers.Compiler("a compiler 1.0", compile_text)
+    monkeypatch.setattr(compilers, "found", lambda: iter([known]))
     return given
 
 
@@ -117,10 +117,10 @@ def test_another_text_or_compiler_is_another_code(compiler, monkeypatch):
     text = cuda.source("gelu")
     monkeypatch.setattr(cuda, "source", lambda file: text + "// changed")
     cuda.cubin("gelu", "sm_80")
-    known = next(cuda.compilers())
-    newer = cuda.Compiler("a compiler 1.1", known.compile)
-    monkeypatch.setattr(cuda, "compilers", lambda: iter([newer]))
-    cuda.compiler.cache_clear()
+    known = next(compilers.found())
+    newer = compilers.Compiler("a compiler 1.1", known.compile)
+    monkeypatch.setattr(compilers, "found", lambda: iter([newer]))
+    compilers.best.cache_clear()
     cuda.cubin("gelu", "sm_80")
     assert compiler == ["sm_80"] * 3
 
@@ -186,7 +186,7 @@ def supports(monkeypatch):
     """Sets the CUDA that the driver supports; no driver at first."""
     found = []
     monkeypatch.setattr(backend, "driver_version", lambda: found[-1] if found else None)
-    monkeypatch.setattr(cuda, "driver_version", lambda: found[-1] if found else None)
+    monkeypatch.setattr(compilers, "driver_version", lambda: found[-1] if found else None)
     monkeypatch.setattr(backend, "cupy_packages", lambda: ["cupy-cuda13x 14.2.0"])
     return found.append
 
@@ -242,8 +242,8 @@ def test_why_no_card_answers_is_said(cupy, monkeypatch, supports, runtime, versi
 
 
 def test_without_a_compiler_the_message_says_what_brings_it(cupy, monkeypatch):
-    monkeypatch.setattr(cuda, "compilers", lambda: iter(()))
-    for ask in (cuda.compiler, cuda.usable):
+    monkeypatch.setattr(compilers, "found", lambda: iter(()))
+    for ask in (compilers.best, cuda.usable):
         with pytest.raises(MissingExtraError, match=r"NVRTC.*pip install .cupy-cuda13x\[ctk\]"):
             ask()
 
@@ -252,11 +252,11 @@ def test_without_a_compiler_the_message_says_what_brings_it(cupy, monkeypatch):
 def test_a_compiler_of_a_newer_cuda_than_the_driver_is_refused(
     cupy, supports, monkeypatch, major, fits
 ):
-    found = cuda.Compiler("NVRTC", None, major)
-    monkeypatch.setattr(cuda, "compilers", lambda: iter([found]))
+    found = compilers.Compiler("NVRTC", None, major)
+    monkeypatch.setattr(compilers, "found", lambda: iter([found]))
     supports((12, 8))
     if fits:
-        assert cuda.compiler() is found
+        assert compilers.best() is found
         return
     with pytest.raises(
         MissingExtraError, match=r"CUDA 13.* supports CUDA 12\.8.*cupy-cuda12x\[ctk\]"
@@ -274,7 +274,7 @@ def test_numba_for_cards_is_missed_in_words(monkeypatch):
 
 
 def test_a_compiler_that_can_be_had_says_which_cuda_it_is_of():
-    for found in cuda.compilers():
+    for found in compilers.found():
         assert found.major >= 12
 
 

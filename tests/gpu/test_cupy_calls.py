@@ -12,7 +12,7 @@ import pytest
 
 from tinyplm import backend
 from tinyplm.errors import MissingExtraError
-from tinyplm.kernels import cuda
+from tinyplm.kernels import compilers, cuda
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # what CuPy says of its surroundings
@@ -104,7 +104,7 @@ def test_a_capability_is_text_without_a_point():
 
 def test_both_ways_to_nvrtc_make_the_same_machine_code():
     """CuPy's leaves out a last byte, which is put back."""
-    by_cupy, packaged = cuda._cupy_nvrtc(), cuda._packaged_nvrtc()
+    by_cupy, packaged = compilers.cupy_nvrtc(), compilers.packaged_nvrtc()
     if by_cupy is None or packaged is None or not by_cupy.name.startswith(packaged.name):
         pytest.skip("needs CuPy and nvidia-cuda-nvrtc, of one version")
     text = cuda.source("dropout")

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from tinyplm.errors import MissingExtraError
-from tinyplm.kernels import cuda
+from tinyplm.kernels import compilers, cuda
 
 pytestmark = pytest.mark.device
 
@@ -77,7 +77,7 @@ def test_tiles_lie_as_the_instructions_have_them(built, text, monkeypatch, dtype
 @pytest.mark.parametrize("arch", ["sm_80", "sm_90a"])
 def test_the_parts_compile(text, arch):
     try:
-        compiler = cuda.compiler()
+        compiler = compilers.best()
     except MissingExtraError as error:
         pytest.skip(str(error))
     assert "warning" not in compiler.compile(text, arch).log

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tinyplm.kernels.cuda import Compiler
+from tinyplm.kernels.compilers import Compiler
 from tinyplm.recipes import doctor
 
 

@@ -16,9 +16,10 @@ import numpy as np
 
 from .. import __version__
 from ..backend import cupy_packages, driver_version, fitting_extra
-from ..kernels import cuda as device_code
+from ..kernels import compilers as of_device_code
 from ..kernels import mkl
-from ..kernels.cuda import OLDEST, Compiler
+from ..kernels.compilers import Compiler
+from ..kernels.cuda import OLDEST
 from ..kernels.precision import PRECISIONS, in_use
 from ..kernels.threads import available, products_by
 
@@ -33,7 +34,7 @@ NUMPY_OF_BFLOAT16 = "2.1.2"
 
 def doctor() -> dict[str, Any]:
     """All of it, as values for JSON; CuPy is not imported, and the card is asked through its driver alone."""
-    card, compilers = cuda(), list(device_code.compilers())
+    card, compilers = cuda(), list(of_device_code.found())
     return {
         "python": platform.python_version(),
         "platform": platform.platform(),

@@ -182,16 +182,18 @@ extern "C" __global__ void __launch_bounds__(THREADS) join_rows(
     }
     const int own = keys[first] == key ? 0 : 1;
     for (i64 c = threadIdx.x; c < width; c += THREADS) {
+        const float *next_sum = sums + 2 * i64(blockIdx.x + 1) * width + c;
         float total = sums[(2 * i64(blockIdx.x) + own) * width + c];
-        for (i64 piece = blockIdx.x + 1; piece <= last; piece += ASKED) {
+        for (i64 left = last - blockIdx.x; left > 0; left -= ASKED) {
             float more[ASKED]; // all under way at once; added in their order
 #pragma unroll
             for (int i = 0; i < ASKED; i++) {
-                more[i] = sums[2 * (piece + i < last ? piece + i : last) * width + c];
+                more[i] = i < left ? *next_sum : 0.f;
+                next_sum += 2 * width;
             }
 #pragma unroll
             for (int i = 0; i < ASKED; i++) {
-                total = piece + i <= last ? total + more[i] : total;
+                total = i < left ? total + more[i] : total;
             }
         }
         table[i64(key) * width + c] = total;

@@ -90,12 +90,12 @@ def biased(B, S, plain):
 
 
 FEW = {
-    "plain": ((2, 300, 64), None, {"mask": None, "scale": -0.125}),
-    "causal": ((2, 300, 64), None, {"causal": True}),
-    "window": ((2, 300, 64), None, {"causal": True, "mask": None, "window": 100}),
-    "bias": ((4, 300, 64), (4, 1, 4, 300), {}),
-    "table": ((2, 300, 64), (2, 301), {}),
-    "odd": ((3, 150, 36), None, {}),
+    "plain": ((2, 300, 32), None, {"mask": None, "scale": -0.125}),
+    "causal": ((2, 300, 40), None, {"causal": True}),
+    "window": ((2, 300, 32), None, {"causal": True, "mask": None, "window": 100}),
+    "bias": ((4, 300, 32), (4, 1, 4, 300), {}),
+    "table": ((2, 300, 32), (2, 301), {}),
+    "odd": ((3, 150, 13), None, {}),
 }
 """Queries, keys and size of heads, a bias, and rules, where keys are shared out between blocks."""
 

@@ -88,7 +88,7 @@ __device__ inline void forward(
                 }
             }
         }
-        if (s >= t_end + shift - 1 + p.ahead || s + KEYS <= t_warp + shift - p.back + 1) {
+        if (t_warp >= p.queries || s >= t_end + shift - 1 + p.ahead || s + KEYS <= t_warp + shift - p.back + 1) {
             continue; // none of the warp's queries sees any of it
         }
         float x[M][N][4];
@@ -98,7 +98,7 @@ __device__ inline void forward(
             const float *const of_tile = differences + tile % 2 * (QUERIES + KEYS);
             adjust<RULES, false>(x, p, bias, of_tile, QUERIES - 1 - 16 * M * warp, t_warp, s);
         }
-        if (mask || !all_seen(p, t_warp, t_end, s, s + KEYS)) {
+        if (!all_seen(p, t_warp, t_end, s, s + KEYS) || (mask && !all_shown<KEYS>(p, mask, s))) {
             hide<false>(x, p, mask, t_warp, s);
         }
         float shrink[2 * M];

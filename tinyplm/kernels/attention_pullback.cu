@@ -79,7 +79,7 @@ __device__ inline void pullback_of_keys(
 #pragma unroll 1
         for (int part = 0; part < QUERIES; part += PIECE) {
             const int t = tile * QUERIES + part, t_end = smaller(t + PIECE, p.queries);
-            if (s_warp >= t_end + shift - 1 + p.ahead || s_end <= t + shift - p.back + 1) {
+            if (s_warp >= p.keys || s_warp >= t_end + shift - 1 + p.ahead || s_end <= t + shift - p.back + 1) {
                 continue; // none of these queries sees any of the warp's keys
             }
             float x[M][N][4];
@@ -89,7 +89,7 @@ __device__ inline void pullback_of_keys(
                 const float *const of_tile = differences + tile % 2 * (QUERIES + KEYS);
                 adjust<RULES, true>(x, p, bias, of_tile, QUERIES - 1 + 16 * M * warp - part, t, s_warp);
             }
-            if (mask || !all_seen(p, t, t_end, s_warp, s_end)) {
+            if (!all_seen(p, t, t_end, s_warp, s_end) || (mask && !all_shown<16 * M>(p, mask, s_warp))) {
                 hide<true>(x, p, mask, t, s_warp);
             }
             Stays<true, M, N> stays;
@@ -201,7 +201,7 @@ __device__ inline void pullback_of_queries(
 #pragma unroll 1
             for (int part = 0; part < KEYS; part += PIECE) {
                 const int s = tile * KEYS + part;
-                if (s >= t_end + shift - 1 + p.ahead || s + PIECE <= t_warp + shift - p.back + 1) {
+                if (t_warp >= p.queries || s >= t_end + shift - 1 + p.ahead || s + PIECE <= t_warp + shift - p.back + 1) {
                     continue; // none of the warp's queries sees any of these keys
                 }
                 float x[M][N][4], gx[M][N][4];
@@ -211,7 +211,7 @@ __device__ inline void pullback_of_queries(
                     const float *const of_tile = differences + tile % 2 * (QUERIES + KEYS);
                     adjust<RULES, false>(x, p, own_bias, of_tile, QUERIES - 1 - 16 * M * warp + part, t_warp, s);
                 }
-                if (mask || !all_seen(p, t_warp, t_end, s, s + PIECE)) {
+                if (!all_seen(p, t_warp, t_end, s, s + PIECE) || (mask && !all_shown<PIECE>(p, own_mask, s))) {
                     hide<false>(x, p, own_mask, t_warp, s);
                 }
                 Stays<false, M, N> stays;

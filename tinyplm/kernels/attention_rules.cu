@@ -37,6 +37,24 @@ __device__ inline bool all_seen(const Problem &p, int t, int t_end, int s, int s
     return s_end <= p.keys && s > t_end - 1 + shift - p.back && s_end - 1 < t + shift + p.ahead;
 }
 
+// Whether a mask of keys alone shows all of some keys, from one on that is a multiple of 32 or, of 16, of 16.
+template <int COUNT> __device__ inline bool all_shown(const Problem &p, const u32 *mask, int s) {
+    static_assert(COUNT == 16 || COUNT % 32 == 0, "half a word, or whole ones");
+    if (p.mask.row != 0) {
+        return false;
+    }
+    if constexpr (COUNT == 16) {
+        return (mask[s / 32] >> (s % 32) & 0xffff) == 0xffff;
+    } else {
+        bool all = true;
+#pragma unroll
+        for (int i = 0; i < COUNT / 32; i++) {
+            all = all && mask[s / 32 + i] == ~0u;
+        }
+        return all;
+    }
+}
+
 // Which of keys 32 word, 32 word + 1, ... a query sees: a bit for each. `mask` begins at the batch row and head.
 __device__ inline u32 seen_by(const Problem &p, const u32 *mask, int query, int word) {
     const int position = query + p.keys - p.queries;

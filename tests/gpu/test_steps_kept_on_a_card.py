@@ -15,7 +15,7 @@ from device_training import Trained, assert_same_bits, batches, gpt2
 from tinyplm import Tensor
 from tinyplm.errors import GraphError, NonFiniteError, ShapeError, TinyplmWarning
 from tinyplm.kernels.dropout import SEEDS
-from tinyplm.kernels.graph import Draws
+from tinyplm.kernels.graph import Draws, Worker
 from tinyplm.models.seq2seq import Seq2Seq, Seq2SeqConfig
 from tinyplm.objectives import CausalLM
 from tinyplm.optim import AdamW
@@ -209,6 +209,28 @@ def test_a_step_is_a_record_as_on_the_cpu(quick):
     assert "_waiting" not in repr(late)
     assert str(late.loss) in repr(late)
     assert not hasattr(late, "losses")
+
+
+def test_batches_that_grow_wait_for_the_stream_only_where_they_double(quick):
+    worker, before = Worker(), len(quick.reads)
+    for n in range(1, 33):
+        parcel = worker.send([{"n": np.full(n * 64, n, np.int32)}])
+        assert (parcel.groups[0]["n"].get() == n).all()
+        worker.has_read()
+    waited = [read for read in quick.reads[before:] if "Stream.synchronize" in read]
+    assert len(waited) <= 2 * 6  # two places, of 256 bytes to 8192
+
+
+def test_a_step_by_hand_sends_one_array(quick):
+    model = gpt2(dropout=0)
+    optimizer, objective = AdamW(model.named_parameters()), CausalLM()
+    batch = objective.prepare(next(batches()), rng=np.random.default_rng(0))
+    for _ in range(2):
+        model.clear_gradients()
+        objective.loss(model, batch).backward()
+        before = len(quick.uploads)
+        optimizer.step(1e-3, shrink=0.5)
+    assert len(quick.uploads) == before + 1
 
 
 def test_what_only_draws_given_seeds_has_nothing_else():

@@ -159,10 +159,12 @@ class _Waiting:
 
     def close(self) -> None:
         """Read all, and keep no more than that: a step may be kept for longer."""
-        with contextlib.suppress(NonFiniteError):
-            self.read()
-        self._place.close()
-        del self._place
+        try:
+            with contextlib.suppress(NonFiniteError):
+                self.read()
+        finally:
+            self._place.close()
+            del self._place
 
     def _read_oldest(self) -> None:
         step, numbers = self._queue[0]

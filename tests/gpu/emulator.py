@@ -37,6 +37,8 @@ KERNEL = re.compile(
     r'extern "C"\s+void\s+(?:__cluster_dims__\((\d+), 1, 1\)\s+)?(?!emulate_|sizes_of_)(\w+)\(\s*([^)]*)\)'
 )
 """A kernel in the preprocessed text: blocks of a cluster, its name, its parameters."""
+SIGNALLING = 0x7FA5A5A5
+"""A NaN of float32 that arithmetic changes: adding 0 to it is seen."""
 GUARD = 64
 """Values before and after each new array, which nobody may write to."""
 
@@ -124,6 +126,8 @@ class Emulator:
         kind = np.dtype(like.dtype if dtype is None else dtype)
         size = int(np.prod(shape))
         room = np.full((size + 2 * GUARD) * kind.itemsize, 0xFF, np.uint8).view(kind)
+        if kind == np.float32:
+            room.view(np.uint32)[...] = SIGNALLING
         self._rooms.append(room)
         inner = room[GUARD : GUARD + size]
         if zeros:
@@ -134,7 +138,10 @@ class Emulator:
         """Nothing was written around any array."""
         for room in self._rooms:
             around = np.concatenate([room[:GUARD], room[-GUARD:]])
-            assert (around.view(np.uint8) == 0xFF).all(), "written outside of an array"
+            clean = around.view(np.uint8) == 0xFF
+            if room.dtype == np.float32:
+                clean = around.view(np.uint32) == SIGNALLING
+            assert clean.all(), "written outside of an array"
         self._rooms.clear()
 
 

@@ -269,6 +269,10 @@ template <int UNDER_WAY> void wait_for_copies() {
 }
 
 inline float exp2_near(float x) { return std::exp2(x); }
+inline float __fdividef(float x, float y) { // as it is documented
+    const float size = std::fabs(y);
+    return size > 0x1p126f && size < HUGE_VALF ? x * 0.f : x / y;
+}
 
 #include "emulated_hopper.h"
 

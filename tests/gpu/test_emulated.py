@@ -130,6 +130,22 @@ def test_what_is_not_finite_is_as_in_the_definition(device, name, copies):
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_gelu_by_tanh_of_halves_is_rounded_once(device, dtype):
+    """Of all values of the type; its short division gives 0, as the definition does, far below 0, and keeps NaN."""
+    x = np.arange(1 << 16).astype(np.uint16).view(dtype).reshape(256, 256)
+    unit = {"float16": 2.0**-11, "bfloat16": 2.0**-8}[dtype]
+    for name, given in (("gelu_tanh_forward", (x,)), ("gelu_tanh_pullback", (np.ones_like(x), x))):
+        with np.errstate(all="ignore"):
+            exact = KERNELS[name].definition(*map(wide, given))
+            (found,) = run(name, given)
+            fine, found = np.isfinite(exact), wide(found)
+            assert (np.isnan(found) == np.isnan(exact)).all()
+            assert (found[~fine & ~np.isnan(exact)] == exact[~fine & ~np.isnan(exact)]).all()
+            error = abs(found - exact)[fine]
+        assert (error <= unit * abs(exact[fine]) + 1e-6).all()
+
+
 @pytest.mark.parametrize("width", [4, 33, 768, 1028])
 def test_what_lies_beyond_a_row_is_no_maximum(device, width):
     x = np.linspace(-400, -300, 3 * width, dtype=np.float32).reshape(3, width)

@@ -7,7 +7,7 @@ template <class Kind, class T> __device__ inline void forward(const T *x, T *y, 
         float a[N];
         load(x + at, a);
         for (int i = 0; i < N; i++) {
-            a[i] = Kind::of(a[i]);
+            a[i] = Kind::template of<T>(a[i]);
         }
         store(y + at, a);
     });
@@ -20,7 +20,7 @@ template <class Kind, class T> __device__ inline void pullback(const T *g, const
         load(x + at, a);
         load(g + at, given);
         for (int i = 0; i < N; i++) {
-            a[i] = given[i] * Kind::slope(a[i]);
+            a[i] = given[i] * Kind::template slope<T>(a[i]);
         }
         store(out + at, a);
     });

@@ -19,26 +19,26 @@ struct Result {
     u32 vectors; // all rows of all arrays here begin at multiples of 16 bytes
 };
 
-// What is done with a sum last: MAKE's last word.
+// What is done with a sum last: MAKE's last word; of what is stored as Out.
 struct plain {
     static const bool keeps = false, is_slope = false;
-    static __device__ inline float of(float x) { return x; }
+    template <class Out> static __device__ inline float of(float x) { return x; }
 };
 struct gelu : plain {
     static const bool keeps = true;
-    static __device__ inline float of(float x) { return Exact::of(x); }
+    template <class Out> static __device__ inline float of(float x) { return Exact::of<Out>(x); }
 };
 struct gelu_tanh : plain {
     static const bool keeps = true;
-    static __device__ inline float of(float x) { return ByTanh::of(x); }
+    template <class Out> static __device__ inline float of(float x) { return ByTanh::of<Out>(x); }
 };
 struct slope : plain {
     static const bool is_slope = true;
-    static __device__ inline float of(float x) { return Exact::slope(x); }
+    template <class Out> static __device__ inline float of(float x) { return Exact::slope<Out>(x); }
 };
 struct slope_tanh : plain {
     static const bool is_slope = true;
-    static __device__ inline float of(float x) { return ByTanh::slope(x); }
+    template <class Out> static __device__ inline float of(float x) { return ByTanh::slope<Out>(x); }
 };
 
 // The first `count` values of a run of N side by side, whole ones in accesses of 16 bytes; zeros behind them.
@@ -115,14 +115,14 @@ __device__ inline void finish_as(const Result &r, Out *out, i64 row, i64 column,
         }
 #pragma unroll
         for (int i = 0; i < N; i++) {
-            x[i] = Last::is_slope ? x[i] * Last::of(more[i]) : x[i] + more[i];
+            x[i] = Last::is_slope ? x[i] * Last::template of<Out>(more[i]) : x[i] + more[i];
         }
     }
     if constexpr (Last::keeps) {
         store_run(static_cast<T *>(r.before) + same, r.vectors, count, x);
 #pragma unroll
         for (int i = 0; i < N; i++) {
-            x[i] = Last::of(x[i]);
+            x[i] = Last::template of<Out>(x[i]);
         }
     }
     store_run(out, r.vectors, count, x);

@@ -63,6 +63,20 @@ def test_whole_waves_and_long_sums_are_preferred():
     assert matmul_plan.plan(square, H200).split == 1
 
 
+def test_operands_take_their_time_out_of_the_cache():
+    """A narrow tile brings more for each product: its rate is what L2 allows."""
+    long = PROBLEM._replace(rows=12_672, columns=64 * 32, terms=1 << 16)
+    tiles = {tile.name: tile for tile in matmul_hopper.TILES}
+    speed = matmul_plan.speed(H200)
+    for name in ("hopper 128x64 turns", "hopper 128x128 turns", "hopper 128x256 together"):
+        tile, terms = tiles[name], long.terms
+        clocks = matmul_hopper.seconds(long, H200, tile, 24, 1, terms) * speed.clock / 24
+        brought = 2 * terms * (tile.rows + tile.columns) / speed.cache
+        multiplied = tile.rows * tile.columns * terms / matmul_hopper.RATES[name]
+        assert clocks == pytest.approx(max(brought, multiplied), rel=0.02)
+        assert (brought > multiplied) == (tile.columns < 256)
+
+
 def test_a_sum_in_parts_is_finished_by_those_who_add_them_up():
     for plan in plans(PROBLEM._replace(last="gelu"), split=3):
         assert plan.kernel.endswith("_plain")

@@ -141,11 +141,15 @@ def plans(problem: Problem, card: Card, split: int | None = None) -> Iterator[Pl
 
 
 def seconds(problem: Problem, card: Card, tile: Tile, rounds: int, parts: int, chunk: int) -> float:
-    """Predicted: so many tiles of a block, or the bytes, whichever takes longer; and the adding up of parts."""
+    """Predicted: so many tiles of a block, or the bytes, whichever takes longer; and the adding up of parts.
+
+    A tile's products take as long as its operands take to come out of L2, at least.
+    """
     if tile.name not in RATES:
         return math.inf
     has = matmul_plan.speed(card)
-    multiplying = tile.rows * tile.columns * chunk / RATES[tile.name]
+    brought = 2 * chunk * (tile.rows + tile.columns / tile.cluster)  # bytes, out of L2
+    multiplying = max(tile.rows * tile.columns * chunk / RATES[tile.name], brought / has.cache)
     ending = tile.sums * ENDINGS["plain" if parts > 1 else problem.last]
     if tile.groups == "turns":
         clocks = rounds * max(multiplying, (multiplying + ending) / 2) + ending

@@ -1,5 +1,6 @@
 """The device's code on the CPU, against the definitions: every "cuda" variant, from its launch to its last line."""
 
+import ml_dtypes
 import numpy as np
 import pytest
 from accuracy import assert_same_bits, wide
@@ -246,6 +247,17 @@ def test_sums_of_rows_in_half_precision_are_not_rounded_to_it(device, dtype):
     """More equal rows than a half can count one by one."""
     (found,) = run("add_rows", (np.ones((5000, 8), dtype), np.zeros(5000, int), 2))
     assert (found[0] == 5000).all()
+
+
+@TYPES
+def test_logits_may_be_the_least_that_there_are(device, dtype):
+    """As whoever hides classes writes them: all that a thread meets, or a whole row; and once the largest of all."""
+    logits = np.zeros((3, 5000), dtype)
+    logits[0, 100:] = logits[1] = ml_dtypes.finfo(dtype).min
+    logits[2, 7] = ml_dtypes.finfo(dtype).max
+    labels = np.array([3, 4, 7])
+    losses, _ = VARIANTS["cross_entropy_forward"].build()(logits, labels, 0.0)
+    assert abs(losses.ravel() - np.log([100, 5000, 1])).max() <= 2.0**-20
 
 
 @TYPES

@@ -8,11 +8,9 @@
 const int LANES = 512;
 const float LOG2_E = 1.44269504f;
 
-// e^(x - less), by two instructions for halves: what rounding `less` log2(e) adds is 2^-24 |less| of it. For floats it is
-// |x - less| instead, and three.
-template <class T> __device__ inline float exponential(float x, float less) {
-    return exp2_near(sizeof(T) == 2 ? fmaf(x, LOG2_E, -less * LOG2_E) : (x - less) * LOG2_E);
-}
+// e^(x - less) in three instructions: off by 2^-24 |x - less| of itself, at most, and two units in the last place. To fold
+// the factor into one fma would save one, and overflow for the least and the largest values of bfloat16.
+__device__ inline float exponential(float x, float less) { return exp2_near((x - less) * LOG2_E); }
 
 // This thread's part of a row that begins anywhere: groups from the first address that allows it, and what is left at
 // both ends one by one. With `apart`, another row does not lie as this one does, and all are taken one by one.
@@ -47,18 +45,18 @@ template <class T> __device__ inline Row whole(const T *row, i64 width, i64 labe
             here = fmaxf(here, a[i]);
         }
         if (here > top) {
-            total *= exponential<float>(top, here);
+            total *= exponential(top, here);
             top = here;
         }
         const float base = top == -infinity() ? 0.f : top;
         for (int i = 0; i < N; i++) {
-            total += exponential<T>(a[i], base);
+            total += exponential(a[i], base);
             plain += a[i];
         }
     });
     Row found;
     found.top = team_max<LANES>(top);
-    found.total = team_sum<LANES>(top == found.top ? total : total * exponential<float>(top, found.top));
+    found.total = team_sum<LANES>(top == found.top ? total : total * exponential(top, found.top));
     if (found.top == -infinity()) { // nothing is larger: no distribution
         found.total = not_a_number();
     }
@@ -95,7 +93,7 @@ __device__ inline void pullback(
         float a[N];
         load(row + at, a);
         for (int i = 0; i < N; i++) {
-            const float p = exponential<T>(a[i], less) - each;
+            const float p = exponential(a[i], less) - each;
             a[i] = by == 0 ? 0.f : (at + i == label ? p - rest : p) * by; // 1 - 1 is 0 before it is multiplied
         }
         store(made + at, a);
@@ -138,7 +136,7 @@ __device__ inline void in_place(
         float a[N];
         load(row + at, a);
         for (int i = 0; i < N; i++) {
-            const float p = exponential<T>(a[i], found.top) * one_over - each;
+            const float p = exponential(a[i], found.top) * one_over - each;
             a[i] = (at + i == label ? p - rest : p) * by;
         }
         store(row + at, a);

@@ -126,10 +126,10 @@ class Emulator:
         kind = np.dtype(like.dtype if dtype is None else dtype)
         size = int(np.prod(shape))
         room = np.full((size + 2 * GUARD) * kind.itemsize, 0xFF, np.uint8).view(kind)
-        if kind == np.float32:
-            room.view(np.uint32)[...] = SIGNALLING
-        self._rooms.append(room)
         inner = room[GUARD : GUARD + size]
+        if kind == np.float32:
+            room[:GUARD].view(np.uint32)[...] = room[-GUARD:].view(np.uint32)[...] = SIGNALLING
+        self._rooms.append(room)
         if zeros:
             inner[...] = 0
         return inner.reshape(shape)

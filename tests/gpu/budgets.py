@@ -23,7 +23,10 @@ _PLAIN_TILES = [" ".join(map(str, tile[1:])) for tile in matmul_tiles.PLAIN_TILE
 _HOPPER_TILES = [" ".join(map(str, tile)) for tile in matmul_hopper.TILES]
 _ATTENTION = [
     *(attention_plan.Kind("bfloat16", 64, extras) for extras in (0, 4, 5, 6, 8)),
-    *(attention_plan.Kind("bfloat16", *of) for of in ((32, 4), (128, 0), (128, 4), (256, 0))),
+    *(
+        attention_plan.Kind("bfloat16", *of)
+        for of in ((32, 4), (128, 0), (128, 4), (256, 0), (256, 4))
+    ),
     attention_plan.Kind("float16", 64, 4),
     *(attention_plan.Kind("float", *of) for of in ((64, 6), (128, 0))),
 ]

@@ -60,6 +60,15 @@ def test_head_sizes(device, K):
     check(device, *heads(1, 70, 70, 1, K, FLOAT16), None, Rules(True, None, K**-0.5))
 
 
+def test_wide_heads_with_dropout(device):
+    check(
+        device,
+        *heads(1, 70, 70, 1, 256, FLOAT16),
+        None,
+        Rules(True, None, 1 / 16, rate=0.2, seed=3),
+    )
+
+
 def test_rows_may_begin_anywhere(device):
     q, k, v = (a[..., 3:19] for a in heads(2, 70, 70, 2, 32, BFLOAT16))
     check(device, q, k, v, None, Rules(False, None, 0.25))

@@ -91,6 +91,10 @@ __device__ inline void forward(
         if (t_warp >= p.queries || s >= t_end + shift - 1 + p.ahead || s + KEYS <= t_warp + shift - p.back + 1) {
             continue; // none of the warp's queries sees any of it
         }
+        Stays<false, M, N> stays;
+        if constexpr ((RULES & DROPPED) && WIDTH > 128) { // registers are scarcer behind the scores
+            stays.draw(draw, t_warp, s);
+        }
         float x[M][N][4];
         clear(x);
         times_rows<WIDTH, STEPS>(x, left, keys, 0);
@@ -137,8 +141,9 @@ __device__ inline void forward(
             sum[row] += x[m][n][i];
         });
         if constexpr (RULES & DROPPED) {
-            Stays<false, M, N> stays;
-            stays.draw(draw, t_warp, s);
+            if constexpr (WIDTH <= 128) {
+                stays.draw(draw, t_warp, s);
+            }
             each_score<M, N>([&](int m, int n, int i, int, int) { x[m][n][i] = stays.at(m, n, i) ? x[m][n][i] : 0.f; });
         }
         Left<T, M, N> weights(left_room);

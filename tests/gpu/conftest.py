@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import stand_in
 
-from tinyplm.errors import MissingExtraError
+from tinyplm.errors import DeviceError, MissingExtraError
 from tinyplm.kernels import compilers, cuda
 from tinyplm.kernels.registry import KERNELS
 
@@ -142,3 +142,40 @@ def quick(card, monkeypatch):
 
 def _but_float32(when):
     return lambda *given: given[0].dtype != np.float32 and when(*given)
+
+
+@pytest.fixture(scope="module")
+def real_card():
+    """Skips where there is no card that kernels can be compiled for."""
+    import cupy
+
+    try:
+        if not cupy.cuda.is_available():
+            pytest.skip("no device")
+        cuda.architecture()
+    except (DeviceError, MissingExtraError) as error:
+        pytest.skip(str(error))
+
+
+@pytest.fixture
+def rooms(real_card, monkeypatch):
+    """On a real card new arrays hold NaN, and lie between guards that are checked at the end; what makes them."""
+    import cupy
+
+    made = []
+
+    def empty(like, shape, dtype=None, *, zeros=False):
+        kind = np.dtype(like.dtype if dtype is None else dtype)
+        size = int(np.prod(shape))
+        room = cupy.full((size + 2 * emulation.GUARD) * kind.itemsize, 0xFF, np.uint8)
+        made.append((room, kind))
+        inner = room.view(kind)[emulation.GUARD : emulation.GUARD + size]
+        if zeros:
+            inner.fill(0)
+        return inner.reshape(shape)
+
+    monkeypatch.setattr(cuda, "empty", empty)
+    yield empty
+    for room, kind in made:
+        edge = emulation.GUARD * kind.itemsize
+        assert bool((room[:edge] == 0xFF).all() & (room[-edge:] == 0xFF).all())

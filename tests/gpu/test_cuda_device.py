@@ -8,7 +8,6 @@ from accuracy import assert_same_bits
 from device_cases import DTYPES, SHAPES, VARIANTS, arguments, assert_right
 from kernel_cases import KERNEL_CASES
 
-from tinyplm.errors import DeviceError, MissingExtraError
 from tinyplm.kernels import cuda, dropout, layer_norm
 from tinyplm.kernels.registry import KERNELS
 
@@ -16,46 +15,12 @@ with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # what CuPy says of its surroundings
     cupy = pytest.importorskip("cupy")
 
-pytestmark = pytest.mark.gpu
+pytestmark = [pytest.mark.gpu, pytest.mark.usefixtures("real_card")]
 HAS_BFLOAT16 = int(cupy.__version__.split(".")[0]) >= 14
 KINDS = [dtype for dtype in DTYPES if HAS_BFLOAT16 or dtype.name != "bfloat16"]
 TYPES = pytest.mark.parametrize("dtype", KINDS, ids=lambda d: d.name)
 NAMES = pytest.mark.parametrize("name", VARIANTS)
 LARGE = [(70, 768), (301, 517), (2000, 64), (9, 4096), (3, 50_257), (1100, 1), (1, 70_001)]
-GUARD = 64
-"""Values around each new array, which nobody may write to."""
-
-
-@pytest.fixture(autouse=True, scope="module")
-def device():
-    try:
-        if not cupy.cuda.is_available():
-            pytest.skip("no device")
-        cuda.architecture()
-    except (DeviceError, MissingExtraError) as error:
-        pytest.skip(str(error))
-
-
-@pytest.fixture
-def rooms(monkeypatch):
-    """New arrays hold NaN, and lie between guards that are checked at the end."""
-    made = []
-
-    def empty(like, shape, dtype=None, *, zeros=False):
-        kind = np.dtype(like.dtype if dtype is None else dtype)
-        size = int(np.prod(shape))
-        room = cupy.full((size + 2 * GUARD) * kind.itemsize, 0xFF, np.uint8)
-        made.append((room, kind))
-        inner = room.view(kind)[GUARD : GUARD + size]
-        if zeros:
-            inner.fill(0)
-        return inner.reshape(shape)
-
-    monkeypatch.setattr(cuda, "empty", empty)
-    yield
-    for room, kind in made:
-        edge = GUARD * kind.itemsize
-        assert bool((room[:edge] == 0xFF).all() & (room[-edge:] == 0xFF).all())
 
 
 def run(name, given):

@@ -8,8 +8,7 @@ import pytest
 from matmul_cases import LETTERS, Case, drawn
 from portable_products import FEW, PLAIN, SINGLE, WHOLE, moved
 
-from tinyplm.errors import DeviceError, MissingExtraError
-from tinyplm.kernels import cuda, matmul_cuda, matmul_plan, matmul_tiles
+from tinyplm.kernels import matmul_cuda, matmul_plan, matmul_tiles
 from tinyplm.kernels.gelu import gelu_forward, gelu_pullback
 from tinyplm.kernels.matmul import sum_rows
 
@@ -17,7 +16,7 @@ with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # what CuPy says of its surroundings
     cupy = pytest.importorskip("cupy")
 
-pytestmark = pytest.mark.gpu
+pytestmark = [pytest.mark.gpu, pytest.mark.usefixtures("real_card")]
 UNITS = {"float16": 2.0**-11, "bfloat16": 2.0**-8, "float32": 2.0**-24}
 ALLOWED = {"float16": 1e-3, "bfloat16": 3e-3, "float32": 1e-5}
 """The most that random products may be off, of the norm."""
@@ -31,16 +30,6 @@ LARGE = [
     *(Case("few", ("n", b), (8, 3072, 4096), split=8, dtype="float32") for b in "nt"),
 ]
 """Sums of 4,096 products of whole numbers up to 8 are exact in float32."""
-
-
-@pytest.fixture(autouse=True, scope="module")
-def device():
-    try:
-        if not cupy.cuda.is_available():
-            pytest.skip("no device")
-        cuda.architecture()
-    except (DeviceError, MissingExtraError) as error:
-        pytest.skip(str(error))
 
 
 def on_host(a):

@@ -307,7 +307,9 @@ extern "C" __global__ void try_random(const u32 *given, u32 *found, i64 n) {
     const i64 i = threadIdx.x;
     if (i < n) {
         const u32 *a = given + 6 * i;
-        const uint4 bits = philox({a[0], a[1], a[2], a[3]}, {a[4], a[5]});
+        uint4 all[1] = {{a[0], a[1], a[2], a[3]}};
+        philox(all, {a[4], a[5]});
+        const uint4 bits = all[0];
         u32 *to = found + 5 * i;
         to[0] = bits.x;
         to[1] = bits.y;

@@ -1,5 +1,6 @@
 """Work that is shared between threads is all done, once, and settings come back."""
 
+import contextlib
 import os
 import subprocess
 import sys
@@ -12,6 +13,9 @@ import pytest
 from tinyplm.kernels import mkl, threads
 from tinyplm.kernels.compiled import parallel
 from tinyplm.kernels.matmul import LEAST_PRODUCT, product
+
+with contextlib.suppress(ImportError):
+    from tinyplm.kernels.team import load, rest, store
 
 PARTS = pytest.mark.parametrize("cores", [1, 2, 3, 5])
 
@@ -33,13 +37,14 @@ def _count(team, part, start, stop, done, part_of):
         part_of[i] = part
 
 
-def _count_slowly(team, part, start, stop, done, part_of):
-    for i in range(start, stop):
-        x = 1.0
-        for k in range(200_000):
-            x = x * 0.999 + k
-        done[i] += 1 if x > 0 else 2
-        part_of[i] = part
+def _meet(team, part, start, stop, begun, met, looks):
+    """Say that this part has begun, and look for the other one: found only by parts that run at the same time."""
+    store(begun, part, 1)
+    for _ in range(looks):
+        rest()
+        if load(begun, 1 - part):
+            met[part] = 1
+            break
 
 
 @pytest.fixture(scope="module")
@@ -49,9 +54,9 @@ def count():
 
 
 @pytest.fixture(scope="module")
-def count_slowly():
+def meet():
     pytest.importorskip("numba")
-    return parallel(_count_slowly)
+    return parallel(_meet)
 
 
 def counted(run, total, **sharing):
@@ -106,23 +111,16 @@ def test_work_is_done_without_threads_that_never_run(available, count, monkeypat
     counted(count, 100)
 
 
-def test_parts_run_at_the_same_time(available, count_slowly):
+def test_parts_run_at_the_same_time(available, meet):
     if threads.available() < 2:
         pytest.skip("one core only")
     available(2)
-    words = threads.team()
-    done, part_of = np.zeros(64, np.int64), np.zeros(64, np.int64)
-    helped = False
-    for _ in range(20):
-        caller = threading.Thread(target=count_slowly, args=(64, done, part_of))
-        caller.start()
-        while caller.is_alive():  # two parts begun and none done
-            word = int(words[threads.NEXT])
-            helped = helped or (word & 0xFFFF) - int(words[threads.DONE]) >= 2
-        caller.join()
-        if helped:
+    for _ in range(100):  # a thread may still be starting, or have gone to sleep before the job was there
+        begun, met = np.zeros(2, np.int64), np.zeros(2, np.int64)
+        meet(2, begun, met, 20_000_000, least=1, most=2)
+        if met.all():
             break
-    assert helped
+    assert met.all()
 
 
 def test_several_callers_at_once_all_get_their_work_done(available, count):

@@ -169,24 +169,6 @@ struct Draw {
     u32 threshold;
 };
 
-// As philox of the prelude, of several counters at once: the keys of its rounds are made once.
-template <int COUNT> __device__ inline void philox(uint4 (&counters)[COUNT], uint2 key) {
-#pragma unroll
-    for (int i = 0; i < 10; i++) {
-#pragma unroll
-        for (int j = 0; j < COUNT; j++) {
-            uint4 &counter = counters[j];
-            const u64 a = u64(0xd2511f53u) * counter.x, b = u64(0xcd9e8d57u) * counter.z;
-            counter.x = u32(b >> 32) ^ counter.y ^ key.x;
-            counter.y = u32(b);
-            counter.z = u32(a >> 32) ^ counter.w ^ key.y;
-            counter.w = u32(a);
-        }
-        key.x += 0x9e3779b9u;
-        key.y += 0xbb67ae85u;
-    }
-}
-
 // Eight decisions each about queries t, t + step, ...: bit 2 i + e for key 32 group + 8 i + 2 quad + e, set if it stays.
 template <int COUNT>
 __device__ inline void decide(u32 (&stay)[COUNT], const Draw &draw, int t, int step, int group, int quad) {

@@ -309,19 +309,23 @@ __device__ inline u32 mixed(u32 seed, u32 seed_high, u32 place, u32 place_high) 
     return x ^ (x >> 14);
 }
 
-// Philox 4x32-10 (Salmon et al., 2011, "Parallel Random Numbers: As Easy as 1, 2, 3"): 16 random bytes for a counter.
-__device__ inline uint4 philox(uint4 counter, uint2 key) {
+// Philox 4x32-10 (Salmon et al., 2011, "Parallel Random Numbers: As Easy as 1, 2, 3"): 16 random bytes in the place of each
+// counter. The keys of its rounds are made once for all of them.
+template <int COUNT> __device__ inline void philox(uint4 (&counters)[COUNT], uint2 key) {
 #pragma unroll
     for (int i = 0; i < 10; i++) {
-        const u64 a = u64(0xd2511f53u) * counter.x, b = u64(0xcd9e8d57u) * counter.z;
-        counter.x = u32(b >> 32) ^ counter.y ^ key.x;
-        counter.y = u32(b);
-        counter.z = u32(a >> 32) ^ counter.w ^ key.y;
-        counter.w = u32(a);
+#pragma unroll
+        for (int j = 0; j < COUNT; j++) {
+            uint4 &counter = counters[j];
+            const u64 a = u64(0xd2511f53u) * counter.x, b = u64(0xcd9e8d57u) * counter.z;
+            counter.x = u32(b >> 32) ^ counter.y ^ key.x;
+            counter.y = u32(b);
+            counter.z = u32(a >> 32) ^ counter.w ^ key.y;
+            counter.w = u32(a);
+        }
         key.x += 0x9e3779b9u;
         key.y += 0xbb67ae85u;
     }
-    return counter;
 }
 
 // ---- one kernel for each type, and for each shape of rows

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from tinyplm.errors import ConfigError, DtypeError, MissingExtraError, ShapeError
 from tinyplm.kernels import mkl, precision
+from tinyplm.kernels.linear_cross_entropy import linear_cross_entropy
 from tinyplm.kernels.precision import Choices, multiply, prepare
 
 needs_mkl = pytest.mark.skipif(mkl.load() is None, reason=f"no MKL: {mkl.reason()}")
@@ -389,6 +390,31 @@ def test_what_is_not_finite_stays_not_finite(by_mkl, setting):
     with precision.precision(setting), np.errstate(invalid="ignore"):
         finite = np.isfinite(multiply(a, b, np.matmul))
     assert finite.tolist() == [[False] * 2, [False] * 2, [True] * 2]
+
+
+@pytest.mark.parametrize("setting", SETTINGS)
+@pytest.mark.parametrize("library", ["blas", "mkl"])
+def test_a_loss_over_the_vocabulary_keeps_the_bounds(library, setting, request):
+    """Logits are off by the bound of their product; so are gradients, and by what off logits do to probabilities."""
+    request.getfixturevalue("by_mkl" if library == "mkl" else "without_mkl")
+    rng = np.random.default_rng(0)
+    x, weight = (rng.standard_normal(shape).astype(np.float32) for shape in ((9, 16), (23, 16)))
+    labels, share = np.arange(9) % 5, np.full(9, 0.5, np.float32)
+    p = np.exp(x.astype(np.float64) @ weight.T)
+    p /= p.sum(axis=-1, keepdims=True)
+    g = 0.5 * (p - np.eye(23)[labels])
+    given = x, weight, None, labels, share, 0.0
+    with precision.precision(setting):
+        loss, gradients = linear_cross_entropy(*given, True)
+        assert linear_cross_entropy(*given, False)[0] == loss
+    off = bound(setting, x, weight.T).max()
+    small = 1e-5  # of exponentials and sums in float32
+    assert abs(loss + 0.5 * np.log(p[range(9), labels]).sum()) <= 9 * 0.5 * (2 * off + small)
+    g_off = 0.5 * (p * np.expm1(2 * off) + small)
+    for a, b, lost, found in ((g, weight, g_off, gradients[0]), (g.T, x, g_off.T, gradients[1])):
+        most = bound(setting, np.abs(a) + lost, b) + lost @ np.abs(b)
+        assert (np.abs(found - a @ b) <= most).all()
+    assert (setting == "bfloat16") == (abs(loss - linear_cross_entropy(*given, True)[0]) > 1e-5)
 
 
 def test_three_products_without_mkl_are_float32(without_mkl):

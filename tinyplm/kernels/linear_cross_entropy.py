@@ -8,7 +8,8 @@ from ..backend import namespace
 from ..types import Array
 from . import cuda, matmul_cuda
 from .cross_entropy import cross_entropy_in_place, cross_entropy_total
-from .matmul import product, sum_rows
+from .matmul import product, product_in_precision, sum_rows
+from .precision import prepare
 from .registry import Kernel
 
 SLICE = 1 << 25
@@ -35,7 +36,8 @@ def linear_cross_entropy(
     """Loss summed with the share of each token, and its gradients by x, weight and bias if asked for.
 
     Computed in slices of tokens, so that at most SLICE logits exist at once, or one row of them. Tokens whose share is
-    0 are left out, whatever their x is: of masked language models that is most of the work.
+    0 are left out, whatever their x is: of masked language models that is most of the work. Products are in the
+    precision that holds.
     """
     xp = namespace(x_ND)
     N, V = len(x_ND), len(weight_VD)
@@ -44,6 +46,7 @@ def linear_cross_entropy(
     step = -(-len(used) // max(1, slices)) or 1  # slices of one size
     space_RV = xp.empty((min(step, len(used)), V), x_ND.dtype)
     losses_R = xp.empty(len(space_RV), x_ND.dtype)
+    matrix = prepare(weight_VD, weight=True)
     total = 0.0
     gx = xp.zeros(x_ND.shape, x_ND.dtype) if gradient else None
     g_weight = xp.zeros(weight_VD.shape, weight_VD.dtype) if gradient else None
@@ -53,14 +56,16 @@ def linear_cross_entropy(
         if len(used) == N:  # no copy
             here = slice(start, start + step)
         x, labels, share = x_ND[here], labels_N[here], share_N[here]
-        logits = product(x, weight_VD.T, space_RV[: len(x)])
+        rows = prepare(x)
+        logits = product_in_precision(rows, matrix.T, space_RV[: len(x)])
         if bias_V is not None:
             logits += bias_V
         losses = losses_R[: len(x)]
         cross_entropy_in_place(logits, losses, labels, share, smoothing, gradient)
         if gx is not None:  # logits are the gradient now
-            gx[here] = product(logits, weight_VD)
-            product(logits.T, x, g_weight, 1.0 if start else 0.0)
+            given = prepare(logits)
+            gx[here] = product_in_precision(given, matrix)
+            product_in_precision(given.T, rows, g_weight, 1.0 if start else 0.0)
             if g_bias is not None:
                 g_bias += sum_rows(logits)
         total = total + (losses.astype(np.float64) * share).sum()

@@ -115,7 +115,9 @@ def test_parts_run_at_the_same_time(available, meet):
     if threads.available() < 2:
         pytest.skip("one core only")
     available(2)
-    for _ in range(100):  # a thread may still be starting, or have gone to sleep before the job was there
+    for _ in range(
+        100
+    ):  # a thread may still be starting, or have gone to sleep before the job was there
         begun, met = np.zeros(2, np.int64), np.zeros(2, np.int64)
         meet(2, begun, met, 20_000_000, least=1, most=2)
         if met.all():
@@ -140,7 +142,9 @@ def test_several_callers_at_once_all_get_their_work_done(available, count):
 
 
 @PARTS
-@pytest.mark.parametrize("shape", [(300, 200, 400), (70, 900, 411), (3, 5, 7), (4000, 64, 33)])
+@pytest.mark.parametrize(
+    "shape", [(300, 200, 400), (70, 900, 411), (70, 301, 1024), (3, 5, 7), (4000, 64, 33)]
+)
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_a_shared_product_is_the_product(available, cores, shape, dtype):
     available(cores)

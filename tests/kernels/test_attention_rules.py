@@ -52,7 +52,10 @@ def test_pairs_add_up_by_difference(T, S):
     np.testing.assert_allclose(by_difference(g), expected, rtol=1e-13, atol=1e-13)
 
 
+SEEN = np.random.default_rng(1).random((1, 1, 150, 180)) < 0.7
 RULES = {
+    "mask, and a scale below 0": {"mask": SEEN, "scale": -0.5},
+    "window, and a scale of 0": {"window": 40, "scale": 0.0},
     "window": {"window": 40},
     "window of one": {"window": 1, "causal": True},
     "causal window": {"window": 70, "causal": True},

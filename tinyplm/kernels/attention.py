@@ -29,8 +29,8 @@ from .threads import LEAST, available, has_products, parts
 
 TILE = 1 << 20
 """Scores in one tile of the definition, and most that are kept: 4 MB of float32."""
-ROWS = 64
-"""Queries of a head that the compiled variants take at once; 128 and 256 were slower."""
+ROWS = 128
+"""Queries of a head that the compiled variants take at once; half of them with `causal`, which then leaves out more."""
 
 LOW = (1 << 32) - 1
 HALVES = np.empty(0, np.uint16)
@@ -197,10 +197,11 @@ def _probabilities(
     seen = _seen(t, (*q.shape[:3], S), rules)
     s = _product(q[b, h, t], k[b, h, :seen].swapaxes(-1, -2))
     scale = rules.scale
-    if bias is not None:
+    if bias is not None or scale <= 0:  # which would not leave minus infinity as it is
         s *= s.dtype.type(scale)
-        s += bias[_within(bias.shape, tile, seen)]
         scale = 1.0
+    if bias is not None:
+        s += bias[_within(bias.shape, tile, seen)]
     if rules.mask is not None:
         hidden = ~rules.mask[_within(rules.mask.shape, tile, seen)]
         xp.copyto(s, s.dtype.type(-np.inf), where=hidden)
@@ -301,22 +302,23 @@ def _adjust_row(row: Any, bias: Any, mask: Any, b: int, h: int, t: int, seen: in
 
 
 def _draw(seed: int, unit: int, t: int, keys: int, drawn: Any) -> None:
-    """Fill words with the decisions of `philox.kept` about a query's first keys: two in each, in the keys' order."""
-    for quad in range(4 * ((keys + GROUP - 1) // GROUP)):
-        one, two, three, four = philox(unit, t, quad, 0, seed & LOW, seed >> 32)
-        at = quad // 4 * 16 + quad % 4
-        drawn[at] = one
-        drawn[at + 4] = two
-        drawn[at + 8] = three
-        drawn[at + 12] = four
+    """Fill words with the decisions of `philox.kept` about a query's first keys: two in each, in the keys' order.
 
-
-def _turn(at: Any, step: Any, S: int, K: int, turned: Any) -> None:
-    """Copy the S rows of K values at an address as columns: BLAS is twice as fast with them."""
-    for s in range(S):
-        row = array_at(at + s * step, K, turned)
-        for i in range(K):
-            turned[i * S + s] = row[i]
+    They lie in the first half of the words; the second holds them by their place in a counter, as vectors make them.
+    """
+    groups = (keys + GROUP - 1) // GROUP
+    own = drawn[drawn.size // 2 :]
+    one, two = own[: 4 * groups], own[4 * groups : 8 * groups]
+    three, four = own[8 * groups : 12 * groups], own[12 * groups : 16 * groups]
+    for quad in range(one.size):
+        one[quad], two[quad], three[quad], four[quad] = philox(
+            unit, t, quad, 0, seed & LOW, seed >> 32
+        )
+    for i in range(4):
+        words = own[4 * groups * i : 4 * groups * (i + 1)]
+        for group in range(groups):
+            for j in range(4):
+                drawn[16 * group + 4 * i + j] = words[4 * group + j]
 
 
 def _forward_part(
@@ -328,7 +330,7 @@ def _forward_part(
     _, H, T, K = q.shape
     S, J, size, kind = k.shape[2], v.shape[3], q.itemsize, y.dtype.type
     own, drawn = scratch[part], words[part]
-    turned, shares, space = own[: K * S], own[K * S : K * S + rows], own[K * S + rows :]
+    shares, space = own[:rows], own[rows:]
     low = kind(-np.inf)
     for unit in range(start, stop):
         b, h = unit // H, unit % H
@@ -336,10 +338,6 @@ def _forward_part(
         v_at = address(v) + b * v.strides[0] + h * v.strides[1]
         y_at = address(y) + b * y.strides[0] + h * y.strides[1]
         k_at = address(k) + b * k.strides[0] + h * k.strides[1]
-        k_step, turn_k = k.strides[2] // size, rows >= T
-        if not turn_k:
-            _turn(k_at, k.strides[2], S, K, turned)
-            k_at, k_step = address(turned), S
         for first in range(0, T, rows):
             last = min(first + rows, T)
             most = min(S, max(0, last - 1 + S - T + ahead))
@@ -347,8 +345,9 @@ def _forward_part(
             width = S if p.size else -(-most // 16) * 16
             scores = address(p) + size * (unit * T + first) * S if p.size else address(space)
             gemm(
-                team, space, False, turn_k, last - first, most, K, times,
-                q_at + first * q.strides[2], q.strides[2] // size, k_at, k_step, 0, scores, width,
+                team, space, False, True, last - first, most, K, times,
+                q_at + first * q.strides[2], q.strides[2] // size, k_at, k.strides[2] // size,
+                0, scores, width,
             )  # fmt: skip
             for t in range(first, last):
                 row = array_at(scores + size * (t - first) * width, width, space)
@@ -370,7 +369,7 @@ def _forward_part(
                     log_sum[unit * T + t] = -low if empty else top + kind(math.log(total))
                 if bar:
                     _draw(seed, unit, t, seen, drawn)
-                    halves = array_at(address(drawn), 2 * drawn.size, HALVES)
+                    halves = array_at(address(drawn), drawn.size, HALVES)
                     used = array_at(address(space) + size * (t - first) * width, width, space)
                     for s in range(seen):
                         used[s] = row[s] * (more if halves[s] >= bar else kind(0))
@@ -403,11 +402,12 @@ def _pullback_part(
 ) -> None:  # fmt: skip
     B, H, T, K = q.shape
     S, J, size, kind = k.shape[2], v.shape[3], q.itemsize, y.dtype.type
-    own, drawn = scratch[part], words[part]
-    keys, values, space = own[: K * S], own[K * S : (K + J) * S], own[(K + J) * S :]
+    space, drawn = scratch[part], words[part]
     low = kind(-np.inf)
     # A bias is added to scores that are scaled already: its gradient comes before the scale.
     outer = kind(1) if g_bias.size else times
+    # A row of a bias by difference begins one value before that of the query before.
+    g_start, g_step = (0, S) if g_bias.shape[2] == T else (T - 1, -1)
     # An item is a head of some batch rows, one after the other: they add to the same gradient of the bias.
     for number in range(start * together, stop * together):
         item = number // together
@@ -423,19 +423,11 @@ def _pullback_part(
         gk_at = address(gk) + b * gk.strides[0] + h * gk.strides[1]
         gv_at = address(gv) + b * gv.strides[0] + h * gv.strides[1]
         v_at = address(v) + b * v.strides[0] + h * v.strides[1]
-        v_step, keys_at, keys_step = v.strides[2] // size, k_at, k.strides[2] // size
-        turn = rows >= T
-        if not turn:
-            _turn(v_at, v.strides[2], S, J, values)
-            v_at, v_step = address(values), S
-        if not turn and not p.size:
-            _turn(k_at, k.strides[2], S, K, keys)
-            keys_at, keys_step = address(keys), S
         for s in range(S):
-            row = array_at(gk_at + s * gk.strides[2], K, own)
+            row = array_at(gk_at + s * gk.strides[2], K, space)
             for i in range(K):
                 row[i] = 0
-            row = array_at(gv_at + s * gv.strides[2], J, own)
+            row = array_at(gv_at + s * gv.strides[2], J, space)
             for i in range(J):
                 row[i] = 0
         for first in range(0, T, rows):
@@ -448,19 +440,20 @@ def _pullback_part(
             probabilities = address(p) + size * (unit * T + first) * S if p.size else used
             if most == 0:
                 for t in range(first, last):
-                    row = array_at(gq_at + t * gq.strides[2], K, own)
+                    row = array_at(gq_at + t * gq.strides[2], K, space)
                     for i in range(K):
                         row[i] = 0
                 continue
             if not p.size:
                 gemm(
-                    team, space, False, turn, count, most, K, times,
-                    q_at + first * q.strides[2], q.strides[2] // size, keys_at, keys_step,
+                    team, space, False, True, count, most, K, times,
+                    q_at + first * q.strides[2], q.strides[2] // size, k_at, k.strides[2] // size,
                     0, used, width,
                 )  # fmt: skip
             gemm(
-                team, space, False, turn, count, most, J, 1,
-                g_at + first * g.strides[2], g.strides[2] // size, v_at, v_step, 0, scores, width,
+                team, space, False, True, count, most, J, 1,
+                g_at + first * g.strides[2], g.strides[2] // size, v_at, v.strides[2] // size,
+                0, scores, width,
             )  # fmt: skip
             for t in range(first, last):
                 row = array_at(probabilities + size * (t - first) * width, width, space)
@@ -485,7 +478,7 @@ def _pullback_part(
                     along = plus(along, g_y[i] * y_row[i])
                 if bar:
                     _draw(seed, unit, t, width, drawn)
-                    halves = array_at(address(drawn), 2 * drawn.size, HALVES)
+                    halves = array_at(address(drawn), drawn.size, HALVES)
                     dropped = array_at(used + size * (t - first) * width, width, space)
                     for s in range(width):
                         factor = more if halves[s] >= bar else kind(0)
@@ -495,7 +488,8 @@ def _pullback_part(
                     for s in range(width):
                         g_row[s] = outer * row[s] * (g_row[s] - along)
                 if g_bias.size:
-                    total = array_at(address(g_bias) + size * ((item * T + t) * S), seen, space)
+                    at = item * g_bias.shape[2] * g_bias.shape[3] + g_start + t * g_step
+                    total = array_at(address(g_bias) + size * at, seen, space)
                     for s in range(total.size):
                         total[s] += g_row[s]
                     if times != 1:
@@ -549,13 +543,13 @@ def _setting(rules: Rules, q: Array, k: Array, bias: Array | None) -> tuple[Any,
         threshold(rules.rate) if rules.rate else 0,
         kind(scale(rules.rate)) if rules.rate else kind(1),
         rules.seed,
-        min(q.shape[2], ROWS),
+        min(q.shape[2], ROWS // 2 if rules.causal else ROWS),
     )
 
 
 def _words(parts: int, keys: int, rules: Rules) -> Array:
     """Room for the decisions of dropout about one query, for each part; rows have up to 15 keys more."""
-    return np.empty((parts, 16 * (-(-(keys + 15) // GROUP)) if rules.rate else 0), np.uint32)
+    return np.empty((parts, 32 * (-(-(keys + 15) // GROUP)) if rules.rate else 0), np.uint32)
 
 
 def _sharing(q: Array, k: Array) -> dict[str, int]:
@@ -580,20 +574,19 @@ def _numba_forward() -> Any:
         _adjust_row,
         _draw,
         philox,
-        _turn,
         strided=("q", "k", "v", "bias", "mask", "y"),
     )
     if run is None:
         return None
 
     def forward(q: Array, k: Array, v: Array, bias: Array | None, rules: Rules, keep: bool) -> Kept:
-        (B, H, T, K), (S, J) = q.shape, v.shape[2:]
+        (B, H, T, _), (S, J) = q.shape, v.shape[2:]
         y = np.empty((B, T, H, J), q.dtype).swapaxes(1, 2)
         keep = keep or B * H * T * S <= TILE
         p = np.empty((B, H, T, S) if keep else (0, 0, 0, 0), q.dtype)
         log_sum = np.empty(B * H * T, q.dtype)
         setting, sharing = _setting(rules, q, k, bias), _sharing(q, k)
-        room = K * S + setting[-1] * (S + 16)
+        room = setting[-1] * (S + 16)
         scratch = np.empty((parts(B * H, **sharing), room), q.dtype)
         words = _words(len(scratch), S, rules)
         run(B * H, q, k, v, *setting, words, scratch, y, p.reshape(-1, S), log_sum, **sharing)
@@ -615,7 +608,7 @@ def _numba_forward() -> Any:
 def _numba_pullback() -> Any:
     """As forward; the sum over p times its gradient comes from y, so that a row is read once."""
     strided = ("g", "q", "k", "v", "bias", "mask", "y", "gq", "gk", "gv")
-    run = parallel(_pullback_part, _adjust_row, _draw, philox, _turn, strided=strided)
+    run = parallel(_pullback_part, _adjust_row, _draw, philox, strided=strided)
     if run is None:
         return None
 
@@ -630,15 +623,16 @@ def _numba_pullback() -> Any:
         found: Kept,
         into: tuple[Array, Array, Array],
     ) -> Array | None:
-        (B, H, T, K), (S, J) = q.shape, v.shape[2:]
+        (B, H, T, _), S = q.shape, k.shape[2]
         setting, sharing = _setting(rules, q, k, bias), _sharing(q, k)
         together = 1
         if bias is not None and (bias.ndim == 2 or bias.shape[0] == 1):
             together = -(-B // -(-sharing["most"] // H))  # no more sums than keep all threads busy
             sharing["least"] = -(-sharing["least"] // together)
         groups = -(-B // together)
-        g_bias = np.zeros((0 if bias is None else groups, H, T, S), q.dtype)
-        room = (K + J) * S + 2 * setting[-1] * (S + 15)
+        pairs = (1, S + T - 1) if bias is not None and bias.ndim == 2 else (T, S)
+        g_bias = np.zeros((0 if bias is None else groups, H, *pairs), q.dtype)
+        room = 2 * setting[-1] * (S + 15)
         scratch = np.empty((parts(groups * H, **sharing), room), q.dtype)
         words = _words(len(scratch), S, rules)
         p = np.empty((0, S), q.dtype) if found.p is None else found.p.reshape(-1, S)
@@ -649,7 +643,7 @@ def _numba_pullback() -> Any:
         if bias is None:
             return None
         if bias.ndim == 2:
-            return by_difference(g_bias.sum(axis=0))
+            return g_bias.sum(axis=(0, 2))
         axes = tuple(i for i, n in enumerate(bias.shape) if n != g_bias.shape[i])
         return g_bias.sum(axis=axes, keepdims=True) if axes else g_bias
 

@@ -212,7 +212,8 @@ inline float lower(unsigned word, float16 *) { return half_to_float(word & 0xfff
 inline float lower(unsigned word, bfloat16 *) { return __uint_as_float(word << 16); }
 
 static unsigned a_shown[MOST][4], b_shown[MOST][2];
-// The sum of sixteen products and c, rounded once; a tensor core rounds somewhat more.
+// The sum of sixteen products and c, rounded once. A tensor core cuts it towards zero, or that of eight, so that long
+// sums shrink (Fasi et al., 2021, "Numerical behavior of NVIDIA tensor cores").
 template <class T> void multiply_add(float (&c)[4], const unsigned (&a)[4], unsigned b0, unsigned b1, T) {
     std::memcpy(a_shown[current], a, sizeof a);
     b_shown[current][0] = b0;
@@ -269,6 +270,8 @@ template <int UNDER_WAY> void wait_for_copies() {
 }
 
 inline float exp2_near(float x) { return std::exp2(x); }
+inline float __fmul_rn(float x, float y) { return x * y; } // nothing is fused here
+inline float __fsub_rn(float x, float y) { return x - y; }
 inline float __fdividef(float x, float y) { // as it is documented
     const float size = std::fabs(y);
     return size > 0x1p126f && size < HUGE_VALF ? x * 0.f : x / y;

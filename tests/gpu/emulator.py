@@ -29,7 +29,7 @@ KINDS = {
 }  # fmt: skip
 MOST_SHARED = 232_448
 """Bytes of dynamic shared memory that a block of an H200 can have."""
-CARD = cuda.Card(80, 4, 99 * 1024)
+CARD = cuda.Card(80, 4, 163 * 1024)
 """What choices are made for: few multiprocessors, as sizes are small too."""
 STRIDED = ("attention", "cross_entropy_in_place")
 """How kernels begin that are told the strides of their arrays."""

@@ -44,7 +44,7 @@ class Card:
         self.reads, self.waits, self.uploads = [], [], []
         self.launched, self.faults = [], []
         self.emulator = None
-        self.capability, self.processors, self.shared = 80, 4, 99 * 1024
+        self.capability, self.processors, self.shared = 80, 4, 163 * 1024
         self.allowed = {}
         self.pool = MemoryPool(most_freed=4096)
         self.allocators = [self.pool.malloc]
@@ -91,16 +91,17 @@ class Memory:
 
     device_id = 0
 
-    def __init__(self, size, pool):
-        self.size, self.pool = size, pool
+    def __init__(self, size):
+        self.size, self.pool = size, None
         self.room = np.full(size + 3 * GUARD, 0xFF, np.uint8)
         begin = GUARD + -self.room.ctypes.data % GUARD
         self.raw = self.room[begin : begin + size]
         self.ptr = self.room.ctypes.data + begin
-        pool.used += size
 
     def __del__(self):
         if sys is None or sys.is_finalizing():  # the program ends
+            return
+        if self.pool is None:
             return
         self.pool.used -= self.size
         begin = self.ptr - self.room.ctypes.data
@@ -177,15 +178,18 @@ class MemoryPool:
     """
 
     def __init__(self, allocator=None, most_freed=None):
+        self.allocator = allocator or (lambda size: MemoryPointer(Memory(size), 0))
         self.used = self.most = self.limit = 0
         self.freed = deque(maxlen=most_freed)
 
     def malloc(self, size):
         if self.limit and self.used + size > self.limit:
             raise OutOfMemoryError(f"Out of memory allocating {size} bytes ({self.used} in use)")
-        memory = Memory(size, self)
+        pointer = self.allocator(size)
+        pointer.mem.pool = self
+        self.used += size
         self.most = max(self.most, self.used)
-        return MemoryPointer(memory, 0)
+        return pointer
 
     def used_bytes(self):
         return self.used

@@ -1,5 +1,7 @@
 """Attention's device code on the CPU, against the definition in float64."""
 
+import itertools
+
 import attention_cases as cases
 import numpy as np
 import pytest
@@ -8,6 +10,7 @@ from accuracy import wide
 from attention_cases import BFLOAT16, FLOAT16, FLOAT32, drawn, heads, padding
 
 from tinyplm.kernels import attention_plan as plan
+from tinyplm.kernels import cuda
 from tinyplm.kernels.attention import Kept, Rules, attention_forward, attention_pullback
 
 pytestmark = pytest.mark.device
@@ -27,9 +30,11 @@ def check(device, q, k, v, bias, rules):
 
 
 @pytest.mark.parametrize("causal", [False, True])
-@pytest.mark.parametrize("T", [1, 7, 64, 65, 100, 130])
-def test_lengths(device, T, causal):
-    check(device, *heads(2, T, T, 2, 64, BFLOAT16), None, Rules(causal, None, 0.125))
+@pytest.mark.parametrize(
+    ("T", "dtype"), [(1, FLOAT32), *((T, BFLOAT16) for T in (1, 7, 64, 65, 100, 130))]
+)
+def test_lengths(device, T, dtype, causal):
+    check(device, *heads(2, T, T, 2, 64, dtype), None, Rules(causal, None, 0.125))
 
 
 @pytest.mark.parametrize("name", cases.RULES)
@@ -136,7 +141,27 @@ def test_scores_far_apart(device, more):
     assert cases.error(found.y, exact.y) <= cases.LIMIT[FLOAT16]
 
 
-def test_what_is_left_to_the_definition():
+def test_a_card_with_little_shared_memory_leaves_wide_heads_to_the_definition(device, monkeypatch):
+    monkeypatch.setattr(cuda, "card", lambda: cuda.Card(86, 82, 99 * 1024))
+    (forward,) = (x for x in attention_forward.variants if x.name == "cuda")
+    (back,) = (x for x in attention_pullback.variants if x.name == "cuda")
+    rules, fits = Rules(True, None, 0.2), {}
+    for dtype, width in itertools.product((BFLOAT16, FLOAT32), (64, 72, 128, 200)):
+        for queries in (1, 8):
+            q, k, v = heads(1, queries, 9, 2, width, dtype)
+            found = Kept(q, None, np.zeros(2 * queries, np.float32))
+            fits[dtype.name, width, queries] = (
+                forward.when(q, k, v, None, rules, False),
+                back.when(q, None, q, k, v, None, rules, found, (q, k, v)),
+            )
+    assert all(all(found) for (_, width, _), found in fits.items() if width == 64)
+    assert fits["bfloat16", 200, 8] == (True, False)
+    assert fits["float32", 72, 8] == (True, False)
+    assert fits["float32", 128, 1] == (True, False)
+    assert fits["float32", 128, 8] == (False, False)
+
+
+def test_what_is_left_to_the_definition(device):
     """Probabilities that are asked for, or have a gradient; values of another width; heads that are too wide."""
     (q, k, v), rules = heads(1, 8, 9, 2, 32, BFLOAT16), Rules(True, None, 0.2)
     (there,) = (x for x in attention_forward.variants if x.name == "cuda")

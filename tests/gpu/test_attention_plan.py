@@ -145,7 +145,13 @@ def test_scores_in_shared_memory_meet_in_no_bank():
         assert twins.bank_conflicts(diagonals, 4) == 0
 
 
-def test_every_kernel_has_the_shared_memory_that_all_cards_have():
+def test_heads_of_64_have_the_shared_memory_that_all_cards_have():
+    """The others are left to the definition where there is less (plan.has_room)."""
+    for kind, launch in LAUNCHES:
+        assert launch.shared <= 99 * 1024 or kind.size > 64, (kind, launch)
+
+
+def test_every_kernel_has_the_shared_memory_of_an_a100():
     for kind, launch in LAUNCHES:
         assert launch.shared <= 163 * 1024, (kind, launch)
         assert launch.shared % 16 == 0

@@ -258,7 +258,7 @@ def test_a_kernel_has_the_shared_memory_that_it_was_allowed(plain_card):
 def test_another_card_is_told_by_what_it_says_of_itself(plain_card):
     from tinyplm.kernels import cuda
 
-    assert cuda.card() == (80, 4, 99 * 1024)
+    assert cuda.card() == (80, 4, 163 * 1024)
     plain_card.capability, plain_card.processors, plain_card.shared = 90, 132, 227 * 1024
     cuda._card.cache_clear()
     assert cuda.card() == (90, 132, 227 * 1024)

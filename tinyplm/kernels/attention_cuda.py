@@ -76,7 +76,13 @@ def _start(launch: plan.Launch, heads: int, rows: int, *arguments: Any) -> None:
     "cuda",
     library="cupy",
     when=lambda q, k, v, bias, rules, keep: (
-        not keep and plan.fits(q, k, v) and plan.bias_fits(bias, q)
+        not keep
+        and plan.fits(q, k, v)
+        and plan.bias_fits(bias, q)
+        and (
+            _is_decoded(q, rules)
+            or plan.has_room(plan.forward(plan.kind_of(q, bias, rules), q.shape[2]))
+        )
     ),
 )
 def _forward() -> Any:
@@ -85,7 +91,7 @@ def _forward() -> Any:
     def forward(q: Array, k: Array, v: Array, bias: Array | None, rules: Rules, keep: bool) -> Kept:
         B, H, T, K = q.shape
         y = cuda.empty(q, (B, T, H, K)).swapaxes(1, 2)
-        if T <= plan.FEW and not rules.rate:
+        if _is_decoded(q, rules):
             return decode(q, k, v, bias, rules, y)
         log_sum = cuda.empty(q, (B * H * T,), np.float32)
         mask, kind = packed_mask(rules.mask, k.shape[2]), plan.kind_of(q, bias, rules, k, v, y)
@@ -97,6 +103,11 @@ def _forward() -> Any:
         return Kept(y, None, log_sum)
 
     return forward if cuda.usable() else None
+
+
+def _is_decoded(q: Array, rules: Rules) -> bool:
+    """Whether there are so few queries that a tile would be mostly empty."""
+    return q.shape[2] <= plan.FEW and not rules.rate
 
 
 def decode(q: Array, k: Array, v: Array, bias: Array | None, rules: Rules, y: Array) -> Kept:
@@ -128,6 +139,9 @@ def decode(q: Array, k: Array, v: Array, bias: Array | None, rules: Rules, y: Ar
         and found.log_sum is not None
         and plan.fits(q, k, v, g, found.y, *into)
         and plan.bias_fits(bias, q)
+        and plan.has_room(
+            *(make(plan.kind_of(q, bias, rules)) for make in (plan.keys, plan.queries))
+        )
     ),
 )
 def _pullback() -> Any:

@@ -236,6 +236,11 @@ def bias_fits(bias: Array | None, q: Array) -> bool:
     return bool(bias.dtype == q.dtype and beside and q.shape[3] <= 128)
 
 
+def has_room(*launches: Launch) -> bool:
+    """Whether a block of this card can have the shared memory that these want: up to 149 KB, and some have 99."""
+    return max(launch.shared for launch in launches) <= cuda.card().shared
+
+
 def is_odd(*arrays: Array) -> bool:
     """Whether some rows are not whole groups of 16 bytes."""
     return any(
@@ -247,8 +252,8 @@ def is_odd(*arrays: Array) -> bool:
 
 
 def kind_of(q: Array, bias: Array | None, rules: Rules, *arrays: Array) -> Kind:
-    """What a kernel for q and other arrays of its type is made for."""
-    extras = ODD if is_odd(q, *arrays) else 0
+    """What a kernel for q and other arrays of its type is made for; without others, as if their rows were not odd."""
+    extras = ODD if arrays and is_odd(q, *arrays) else 0
     if bias is not None:
         extras |= DENSE if bias.ndim == 4 else BY_DIFFERENCE
     if rules.rate:

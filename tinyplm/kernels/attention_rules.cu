@@ -12,9 +12,10 @@ struct Span { // from begin to end, which is not in it
     int begin, end;
 };
 
-// Keys of a batch row that anybody may see.
+// Keys of a batch row that anybody may see; one mask may be that of all rows.
 __device__ inline Span visible_keys(const Problem &p, const u32 *bounds, int b) {
-    return bounds ? Span{int(bounds[2 * b]), int(bounds[2 * b + 1])} : Span{0, p.keys};
+    const u32 *const own = bounds + (p.mask.batch ? 2 * b : 0);
+    return bounds ? Span{int(own[0]), int(own[1])} : Span{0, p.keys};
 }
 // Keys that some query of [first, end) sees, as far as positions say.
 __device__ inline Span keys_of(const Problem &p, Span visible, int first, int end) {

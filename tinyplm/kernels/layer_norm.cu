@@ -146,7 +146,8 @@ __device__ inline void pullback(
                 take<HELD>(asked_due, g_sum + start, k, v, due);
             }
             for (int i = 0; i < N; i++) {
-                const float h = given[i] * by[i] - total - normal[i] * along;
+                // The product is rounded by itself, as in `total`: of a row of one value nothing remains.
+                const float h = __fsub_rn(__fmul_rn(given[i], by[i]), total) - normal[i] * along;
                 due[i] = h * s + (g_sum ? due[i] : 0.f);
             }
             store(gx + start + i64(v) * N, due);

@@ -386,6 +386,7 @@ def forget():
     kernels._module.cache_clear()
     kernels._function.cache_clear()
     kernels._card.cache_clear()
+    kernels._memory.cache_clear()
     kernels._allowed.clear()
     for kernel in KERNELS.values():
         for variant in kernel.variants:

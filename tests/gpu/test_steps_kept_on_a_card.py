@@ -9,7 +9,6 @@ import weakref
 
 import numpy as np
 import pytest
-import stand_in
 from device_training import Trained, assert_same_bits, batches, gpt2
 
 from tinyplm import Tensor
@@ -132,9 +131,8 @@ def test_a_parameter_in_float64_that_is_not_used_changes_nothing(quick):
 def pools(quick, monkeypatch):
     """The pools of graphs."""
     made = []
-    monkeypatch.setattr(
-        place.Worker, "pool", lambda self: made.append(stand_in.device.MemoryPool()) or made[-1]
-    )
+    pool = place.Worker.pool
+    monkeypatch.setattr(place.Worker, "pool", lambda self: made.append(pool(self)) or made[-1])
     return made
 
 
@@ -147,6 +145,29 @@ def test_memory_of_graphs_is_free_when_the_model_changes_and_at_the_end(quick, p
             new_data(model)
     assert [pool.total_bytes() for pool in pools] == [0, 0]
     assert all(p.grad is None for p in model.parameters())
+
+
+def test_memory_of_a_step_that_is_not_yet_recorded_is_free(quick, pools):
+    model = gpt2()
+    list(training(model, steps=2))
+    assert [pool.total_bytes() for pool in pools] == [0]
+    assert all(p.grad is None for p in model.parameters())
+
+
+def test_a_pool_has_no_second_try_while_its_memory_is_recorded(quick, monkeypatch):
+    """Before it CuPy gives back what is free, and a graph would go on using it."""
+    cuda = quick.cupy.cuda
+    worker = place.Worker()
+    pool = worker.pool()
+
+    def none_left(size):
+        raise cuda.runtime.CUDARuntimeError(2)
+
+    monkeypatch.setattr(cuda.memory, "Memory", none_left)
+    with pytest.raises(cuda.runtime.CUDARuntimeError):
+        pool.malloc(64)
+    with pytest.raises(cuda.memory.OutOfMemoryError):
+        worker.recorded(lambda: pool.malloc(64), pool)
 
 
 def test_memory_of_a_step_that_cannot_be_recorded_is_free(quick, pools):

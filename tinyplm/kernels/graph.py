@@ -113,7 +113,21 @@ class Worker:
 
     def pool(self) -> Any:
         """Memory for a graph alone, as what it frees would be given to others who then shared it."""
-        return self._cupy.cuda.MemoryPool()
+        return self._cupy.cuda.MemoryPool(self._more)
+
+    def _more(self, size: int) -> Any:
+        """New memory for a pool.
+
+        Where there is none, CuPy would give back what the pool has free and try again. While a graph is recorded there
+        is no second try, as the graph uses that memory.
+        """
+        memory = self._cupy.cuda.memory
+        try:
+            return memory.MemoryPointer(memory.Memory(size), 0)
+        except self._cupy.cuda.runtime.CUDARuntimeError as error:
+            if not self._stream.is_capturing():
+                raise
+            raise memory.OutOfMemoryError(size, -1) from error
 
     def from_pool(self, pool: Any) -> Any:
         """Within this, new arrays lie in a pool."""

@@ -115,8 +115,9 @@ def _sigmoid(x: Array) -> Array:
 def _pass_padding(real_R: Array | None, *pairs: tuple[Array, Array]) -> None:
     """The state of padded rows as it was before."""
     if real_R is not None:
+        padded_R1 = ~real_R[:, None]
         for before, after in pairs:
-            after[~real_R] = before[~real_R]
+            namespace(after).copyto(after, before, where=padded_R1)
 
 
 def _keep_padding(real_R: Array | None, kept: Array, new: Any, *zeroed: Array) -> None:
@@ -126,7 +127,7 @@ def _keep_padding(real_R: Array | None, kept: Array, new: Any, *zeroed: Array) -
         return
     kept[...] = namespace(kept).where(real_R[:, None], new, kept)
     for gates in zeroed:
-        gates[~real_R] = 0
+        namespace(gates).copyto(gates, gates.dtype.type(0), where=~real_R[:, None])
 
 
 # Compiled. Each loop writes to one array and reads few, so that the compiler can tell them apart and use vectors.

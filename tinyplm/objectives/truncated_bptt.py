@@ -90,7 +90,13 @@ class TruncatedBptt(Objective):
         xp = namespace(carried[0][0])
         goes_on = xp.asarray(~fresh)[:, None]
         return [
-            tuple(Tensor.wrap(xp.where(goes_on, part, part.dtype.type(0))) for part in layer)
+            tuple(
+                Tensor.wrap(
+                    # CuPy makes float32 of halves here.
+                    xp.where(goes_on, part, part.dtype.type(0)).astype(part.dtype, copy=False)
+                )
+                for part in layer
+            )
             for layer in carried
         ]
 

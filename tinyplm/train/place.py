@@ -204,6 +204,7 @@ class OnCard:
                 kind.pool = self._worker.pool()
                 with self._worker.from_pool(kind.pool):
                     self._compute(batches, parcel, counts, Draws(u.rng))
+                kind.gradients = [p.grad for p in u.parameters]
             elif kind.graph is not None or self._recorded(kind, batches, parcel, counts):
                 kind.parcel.take(parcel)
                 kind.graph.launch()
@@ -240,6 +241,7 @@ class OnCard:
         kind.parcel = parcel.kept(self._worker)
         seeds = kind.parcel.groups[-1]["seeds"]
         draws = Draws(given=[seeds[i : i + 1] for i in range(kind.seeds)])
+        kind.gradients = None  # their memory is the graph's
         try:
             kind.graph = self._worker.recorded(
                 lambda: self._compute(batches, kind.parcel, counts, draws), kind.pool
@@ -332,7 +334,7 @@ class _Kind:
         pool: the graph's memory.
         graph: the recorded step.
         parcel: what the graph reads.
-        gradients: that it leaves.
+        gradients: that it leaves in its pool.
     """
 
     times: int = 0

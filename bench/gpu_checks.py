@@ -21,7 +21,6 @@ from tinyplm.kernels.registry import KERNELS, Kernel, Variant
 from . import gpu_matmul
 from .gpu_arguments import ARGUMENTS
 from .gpu_cases import (
-    LIMITS,
     Ground,
     allowed,
     dtype_of,
@@ -307,7 +306,7 @@ def _of_products(ground: Ground, one: Variant, quick: bool) -> Iterator[Trial]:
             one,
             partial(_factors, ground, size, layout, dtype, face),
             partial(_exact_product, ground.xp),
-            lambda found: [LIMITS[name] for name in found],
+            _limits(dtype, K),
             whole=face == "whole",
         )
     if one.name == "cuda" and not quick:
@@ -324,9 +323,13 @@ def _of_plans(ground: Ground) -> Iterator[Trial]:
                 Planned(name),
                 partial(_factors, ground, size, layout, TYPES[0], face),
                 partial(_exact_product, ground.xp),
-                lambda found: [LIMITS[name] for name in found],
+                _limits(TYPES[0], K),
                 whole=face == "whole",
             )
+
+
+def _limits(dtype: str, terms: int) -> Any:
+    return lambda found: [gpu_matmul.limit(name, dtype, terms) for name in found]
 
 
 def _factors(

@@ -168,7 +168,8 @@ def compute(
 
 def _even(a: Array, lies: Layout) -> bool:
     """Whether every row (or column) begins at a multiple of 16 bytes, behind the one before."""
-    forward = lies.step >= 0 and (lies.pitch > 0 or a.shape[-1 if lies.turned else -2] == 1)
+    rows, width = a.shape[:-3:-1] if lies.turned else a.shape[-2:]
+    forward = lies.step >= 0 and (lies.pitch >= width or rows == 1)
     return forward and not (cuda.address(a) | lies.pitch * a.itemsize | lies.step * a.itemsize) % 16
 
 

@@ -1,5 +1,10 @@
 """Products for every card, emulated: each tile, layout and ending, whole numbers first, which are exact."""
 
+import multiprocessing
+import signal
+import sys
+
+import emulator as emulation
 import ml_dtypes  # noqa: F401 - bfloat16 by its name
 import numpy as np
 import pytest
@@ -280,17 +285,34 @@ FAULTS = [
 """What is taken out of the text, and what stands there then."""
 
 
-@pytest.mark.parametrize(("file", "text", "instead"), FAULTS, ids=range(len(FAULTS)))
-def test_faults_are_noticed(built, monkeypatch, tmp_path, file, text, instead):
+def compute_wrong(file, text, instead, folder):
+    """Ends with 0 where the product is not the one of the text as it is; by a signal where memory was damaged."""
     source = cuda.source
-    assert text in source(f"{file} bfloat16 plain")
 
     def faulty(name):
         return source(name).replace(text, instead) if name.split(" ")[0] == file else source(name)
 
-    monkeypatch.setattr(cuda, "source", faulty)
-    broken = type(built)(tmp_path)
-    broken.install(monkeypatch)
-    case = Case(SMALL, NT, (600, 70, 181), split=2)
-    a, b = drawn(np.random.default_rng(0), case, np.dtype("bfloat16"))
-    assert not np.array_equal(computed(case, a, b), exact(a, b))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cuda, "source", faulty)
+        emulation.Emulator(folder).install(patch)
+        case = Case(SMALL, NT, (600, 70, 181), split=2)
+        a, b = drawn(np.random.default_rng(0), case, np.dtype("bfloat16"))
+        sys.exit(np.array_equal(computed(case, a, b), exact(a, b)))
+
+
+def exit_code(*given):
+    """Of a process of its own, as what a fault damages may be anything."""
+    other = multiprocessing.get_context("spawn").Process(target=compute_wrong, args=given)
+    other.start()
+    other.join(120)
+    return other.exitcode
+
+
+@pytest.mark.parametrize(("file", "text", "instead"), FAULTS, ids=range(len(FAULTS)))
+def test_faults_are_noticed(built, tmp_path, file, text, instead):
+    assert text in cuda.source(f"{file} bfloat16 plain")
+    assert exit_code(file, text, instead, tmp_path) in (0, -signal.SIGABRT, -signal.SIGSEGV)
+
+
+def test_no_fault_is_noticed_where_there_is_none(built, tmp_path):
+    assert exit_code(*FAULTS[0][:2], FAULTS[0][1], tmp_path) == 1

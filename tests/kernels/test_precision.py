@@ -14,7 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tinyplm.errors import ConfigError, DtypeError, MissingExtraError, ShapeError
-from tinyplm.kernels import mkl, precision
+from tinyplm.kernels import matmul, mkl, precision
+from tinyplm.kernels.gelu import gelu_forward
 from tinyplm.kernels.linear_cross_entropy import linear_cross_entropy
 from tinyplm.kernels.precision import Choices, multiply, prepare
 
@@ -394,6 +395,25 @@ def test_what_is_not_finite_stays_not_finite(by_mkl, setting):
 
 @pytest.mark.parametrize("setting", SETTINGS)
 @pytest.mark.parametrize("library", ["blas", "mkl"])
+@pytest.mark.parametrize("threads", [False, True])
+def test_a_bias_is_added_once_and_bent_with_the_rest(library, threads, setting, request):
+    request.getfixturevalue("by_mkl" if library == "mkl" else "without_mkl")
+    if not threads:
+        monkeypatch = request.getfixturevalue("monkeypatch")
+        monkeypatch.setattr(matmul, "_runner", lambda *_: None)
+    x, weight, bias = drawn(0, 40, 30), drawn(1, 30, 70), drawn(2, 70)
+    with precision.precision(setting):
+        given = prepare(x), prepare(weight)
+        product = matmul.product_in_precision(*given)
+        y = matmul.linear_in_precision(*given, bias)
+        u, bent = matmul.linear_gelu_in_precision(*given, bias, True)
+        assert matmul.linear_in_precision(*given, None).tobytes() == product.tobytes()
+    assert y.tobytes() == u.tobytes() == (product + bias).tobytes()
+    assert bent.tobytes() == gelu_forward(u).tobytes()
+
+
+@pytest.mark.parametrize("setting", SETTINGS)
+@pytest.mark.parametrize("library", ["blas", "mkl"])
 def test_a_loss_over_the_vocabulary_keeps_the_bounds(library, setting, request):
     """Logits are off by the bound of their product; so are gradients, and by what off logits do to probabilities."""
     request.getfixturevalue("by_mkl" if library == "mkl" else "without_mkl")
@@ -475,7 +495,7 @@ def measured(monkeypatch):
     monkeypatch.setattr(mkl, "is_worthwhile", lambda: True)
     shapes = []
 
-    def measure(a, b, plain, bits):
+    def measure(a, b, plain, bits, last):
         shapes.append((*a.shape, b.shape[1]))
         return "blas" if a.shape[0] % 2 else "mkl"
 
@@ -485,7 +505,7 @@ def measured(monkeypatch):
 
 def ask(choices, N, K=8, M=8, setting="bfloat16"):
     with precision.precision(setting):
-        return choices.of(prepare(drawn(0, N, K)), prepare(drawn(0, K, M)), np.matmul, None)
+        return choices.of(prepare(drawn(0, N, K)), prepare(drawn(0, K, M)), np.matmul, None, None)
 
 
 def test_a_shape_is_measured_once_and_kept_on_disk(measured):
@@ -567,14 +587,19 @@ def test_a_measurement_prefers_who_is_faster(by_mkl):
         threading.Event().wait(0.003)
         return x @ y
 
-    assert precision.measure(a, b, slow, precision._one_thread, work=2 * 32 * 64) == "mkl"
+    assert (
+        precision.measure(
+            a, b, slow, precision._one_thread, precision._one_thread, work=2 * 32 * 64
+        )
+        == "mkl"
+    )
     assert rows == {32}
 
     def slow_bits(x, y, out, keep):
         threading.Event().wait(0.003)
         mkl.gemm(x, y, out, beta=keep)
 
-    assert precision.measure(a, b, np.matmul, slow_bits) == "blas"
+    assert precision.measure(a, b, np.matmul, slow_bits, slow_bits) == "blas"
 
 
 def test_what_mkl_lost_is_multiplied_by_the_float32_library(measured):

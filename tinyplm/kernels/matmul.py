@@ -227,13 +227,17 @@ def _runner(body: Any = _product_part) -> Any:
     return shared
 
 
-def _product_of_halves(a_NK: Array, b_KM: Array, y_NM: Array, keep: float) -> None:
-    """Y = a b + keep y for bfloat16 as uint16, shared between threads, each in MKL."""
+def _product_of_halves(
+    a_NK: Array, b_KM: Array, y_NM: Array, keep: float, bias_M: Array | None = None
+) -> None:
+    """Y = a b + bias + keep y for bfloat16 as uint16, shared between threads, each in MKL."""
     shared = _runner()
-    if shared is None or not y_NM.flags.c_contiguous:
-        mkl.gemm(a_NK, b_KM, y_NM, beta=keep)
-    else:
-        shared(a_NK, b_KM, None, y_NM, keep)
+    if shared is not None and y_NM.flags.c_contiguous:
+        shared(a_NK, b_KM, bias_M, y_NM, keep)
+        return
+    mkl.gemm(a_NK, b_KM, y_NM, beta=keep)
+    if bias_M is not None:
+        y_NM += bias_M
 
 
 def product_in_precision(
@@ -241,6 +245,41 @@ def product_in_precision(
 ) -> Array:
     """As `product`, in the precision that holds."""
     return multiply(a, b, product, out, keep, bits=_product_of_halves)
+
+
+def linear_in_precision(x: Array | Prepared, weight: Array | Prepared, bias: Array | None) -> Array:
+    """As `linear_forward`, in the precision that holds."""
+    return multiply(
+        x,
+        weight,
+        lambda x, weight: linear_forward(x, weight, bias),
+        bits=_product_of_halves,
+        last=functools.partial(_product_of_halves, bias_M=bias),
+    )
+
+
+def linear_gelu_in_precision(
+    x: Array | Prepared, weight: Array | Prepared, bias: Array | None, exact: bool
+) -> tuple[Array, Array]:
+    """As `linear_gelu_forward`, in the precision that holds."""
+    bent: Array
+
+    def plain(x: Array, weight: Array) -> Array:
+        nonlocal bent
+        u, bent = linear_gelu_forward(x, weight, bias, exact)
+        return u
+
+    def last(x: Array, weight: Array, u: Array, keep: float) -> None:
+        nonlocal bent
+        shared = _runner(_gelu_part)
+        if shared is None:
+            _product_of_halves(x, weight, u, keep, bias)
+            bent = (gelu_forward if exact else gelu_tanh_forward)(u)
+        else:
+            bent = np.empty_like(u)
+            shared(x, weight, bias, u, keep, bent, exact)
+
+    return multiply(x, weight, plain, bits=_product_of_halves, last=last), bent
 
 
 @product.variant("numba", library="numpy", when=_is_float)

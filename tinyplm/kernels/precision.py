@@ -44,6 +44,9 @@ from . import mkl
 from .compiled import parallel
 from .threads import LEAST, available, products_by
 
+Bits = Callable[[Array, Array, Array, float], Any]
+"""bits(a, b, y, keep) writes a b + keep y to the float32 y, for a and b of bfloat16 as uint16."""
+
 PRECISIONS = ("float32", "bfloat16", "bfloat16x3")
 """The settings by name."""
 
@@ -331,7 +334,8 @@ def multiply(
     out: Array | None = None,
     keep: float = 0.0,
     *,
-    bits: Callable[[Array, Array, Array, float], Any] | None = None,
+    bits: Bits | None = None,
+    last: Bits | None = None,
 ) -> Array:
     """A b in the precision that holds, or that an operand was prepared in; or out = a b + keep out.
 
@@ -341,8 +345,8 @@ def multiply(
         plain: plain(a, b) multiplies arrays of one float type; plain(a, b, out, keep) where out is given.
         out: float32 in row-major order, overwritten and returned.
         keep: how much of what out holds is kept.
-        bits: bits(a, b, y, keep) writes a b + keep y to the float32 y, for a and b of bfloat16 as uint16; one thread
-            of MKL when None.
+        bits: multiplies bfloat16; one thread of MKL when None.
+        last: in place of the last of these, to do more with a finished y, as `plain` does too.
     """
     rest = () if out is None else (out, keep)
     given = type(a) is Prepared, type(b) is Prepared
@@ -354,10 +358,11 @@ def multiply(
     if not mkl.is_worthwhile() or a.shape[1] != b.shape[0] or 0 in (*a.shape, *b.shape):
         return plain(a.single(), b.single(), *rest)
     bits = bits or _one_thread
-    if choices.of(a, b, plain, bits) == "blas":
+    last = last or bits
+    if choices.of(a, b, plain, bits, last) == "blas":
         return plain(a.single(), b.single(), *rest)
     y = np.empty((a.shape[0], b.shape[1]), np.float32) if out is None else out
-    return _by_parts(a, b, bits, y, keep)
+    return _by_parts(a, b, bits, last, y, keep)
 
 
 def _alike(a: Any, b: Any) -> tuple[Prepared, Prepared]:
@@ -371,19 +376,15 @@ def _one_thread(a: Array, b: Array, y: Array, keep: float) -> None:
 
 
 def _by_parts(
-    a: Prepared,
-    b: Prepared,
-    bits: Callable[[Array, Array, Array, float], Any],
-    y: Array,
-    keep: float = 0.0,
+    a: Prepared, b: Prepared, bits: Bits, last: Bits, y: Array, keep: float = 0.0
 ) -> Array:
-    """Y = a b + keep y out of one bfloat16 product, or out of three, smallest first."""
+    """Y = a b + keep y out of one bfloat16 product, the last, or out of three, smallest first."""
     left, right = a.parts(), b.parts()
     if len(left) > 1 and len(right) > 1:
         bits(left[0], right[1], y, keep)
         bits(left[1], right[0], y, 1.0)
         keep = 1.0
-    bits(left[0], right[0], y, keep)
+    last(left[0], right[0], y, keep)
     return y
 
 
@@ -397,7 +398,7 @@ class Choices:
     def __init__(self) -> None:
         self._known: dict[str, str] | None = None
 
-    def of(self, a: Prepared, b: Prepared, plain: Any, bits: Any) -> str:
+    def of(self, a: Prepared, b: Prepared, plain: Any, bits: Bits, last: Bits) -> str:
         """Who multiplies these: "mkl" or "blas"."""
         (n, k), m = a.shape, b.shape[1]
         turns = f"{'t' if _is_turned(a) else 'n'}{'t' if _is_turned(b) else 'n'}"
@@ -405,7 +406,7 @@ class Choices:
         if self._known is None:
             self._known = _read().get(machine(), {})
         if key not in self._known:
-            self._known[key] = measure(a, b, plain, bits)
+            self._known[key] = measure(a, b, plain, bits, last)
             _keep(key, self._known[key])
         return self._known[key]
 
@@ -425,7 +426,9 @@ def bucket(size: int) -> int:
     return -(-size >> rest) << rest
 
 
-def measure(a: Prepared, b: Prepared, plain: Any, bits: Any, *, work: int = 1 << 28) -> str:
+def measure(
+    a: Prepared, b: Prepared, plain: Any, bits: Bits, last: Bits, *, work: int = 1 << 28
+) -> str:
     """Who is faster, in turns, on at most so many operations of the product: "mkl" or "blas".
 
     What rounding costs is not counted, as it serves several products.
@@ -435,7 +438,7 @@ def measure(a: Prepared, b: Prepared, plain: Any, bits: Any, *, work: int = 1 <<
     y = np.empty((some.shape[0], m), np.float32)
     contestants: dict[str, Callable[[], Any]] = {
         "blas": lambda: plain(some.single(), b.single()),
-        "mkl": lambda: _by_parts(some, b, bits, y),
+        "mkl": lambda: _by_parts(some, b, bits, last, y),
     }
     best = dict.fromkeys(contestants, float("inf"))
     for turn in range(4):

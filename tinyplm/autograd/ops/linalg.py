@@ -8,10 +8,10 @@ import numpy as np
 from ...backend import namespace
 from ...errors import ConfigError, ShapeError
 from ...kernels import cuda
-from ...kernels.gelu import gelu_forward, gelu_pullback, gelu_tanh_forward, gelu_tanh_pullback
+from ...kernels.gelu import gelu_pullback, gelu_tanh_pullback
 from ...kernels.matmul import (
-    linear_forward,
-    linear_gelu_forward,
+    linear_gelu_in_precision,
+    linear_in_precision,
     product,
     product_gelu_pullback,
     product_in_precision,
@@ -89,9 +89,7 @@ def linear(x: Array, weight: Array, bias: Array | None = None) -> tuple[Array, P
         ShapeError: the shapes do not fit together.
     """
     x_ND, left, right = _operands("linear", x, weight, bias)
-    plain = left is x_ND and right is weight
-    y = linear_forward(x_ND, weight, bias) if plain else _rounded(left, right, bias)
-    same_precision(y, x, weight)
+    y = same_precision(linear_in_precision(left, right, bias), x, weight)
     return y.reshape(*x.shape[:-1], y.shape[-1]), _pullback_of_linear(
         x, len(x_ND), left, right, weight, bias
     )
@@ -153,8 +151,7 @@ def feed_forward(
     u, y_NF, through = _bent("feed_forward", x, weight_in, bias_in, exact)
     y_NF, left, right = _operands("feed_forward", y_NF, weight_out, bias_out)
     plain = left is y_NF and right is weight_out
-    z = linear_forward(y_NF, weight_out, bias_out) if plain else _rounded(left, right, bias_out)
-    same_precision(z, x, weight_in, weight_out)
+    z = same_precision(linear_in_precision(left, right, bias_out), x, weight_in, weight_out)
     shape = z.shape
     behind = _pullback_of_linear(y_NF, len(y_NF), left, right, weight_out, bias_out)
 
@@ -183,11 +180,7 @@ def _bent(
 ) -> tuple[Array, Array, Pullback]:
     """U = x W + b as rows, GELU of it, and the pullback from u."""
     x_ND, left, right = _operands(op, x, weight, bias)
-    if left is x_ND and right is weight:
-        u, y = linear_gelu_forward(x_ND, weight, bias, exact)
-    else:
-        u = _rounded(left, right, bias)
-        y = (gelu_forward if exact else gelu_tanh_forward)(u)
+    u, y = linear_gelu_in_precision(left, right, bias, exact)
     same_precision(y, x, weight)
     return u, y, _pullback_of_linear(x, len(x_ND), left, right, weight, bias)
 
@@ -202,14 +195,6 @@ def _operands(op: str, x: Array, weight: Array, bias: Array | None) -> tuple[Arr
         raise ShapeError(f"{op}: bias has shape {bias.shape}, expected {weight.shape[1:]}.")
     x_ND = x.reshape(-1, x.shape[-1])
     return x_ND, prepare(x_ND), prepare(weight, weight=True)
-
-
-def _rounded(left: Any, right: Any, bias: Array | None) -> Array:
-    """The product of operands that are not in the precision they came in, and the bias."""
-    y = product_in_precision(left, right)
-    if bias is not None:
-        y += bias
-    return y
 
 
 def _pullback_of_linear(

@@ -34,7 +34,7 @@ COMPILING = 14
 """Processes that compile at once, at most."""
 WARMING = 60.0
 """Seconds that are waited at most for what peers compile."""
-SECTIONS = ("compile", "questions", "ceilings", "checks", "times")
+SECTIONS = ("compile", "questions", "ceilings", "checks", "times", "readable")
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -59,7 +59,7 @@ def main(arguments: list[str] | None = None) -> int:
         note(f"gpu: no section {', '.join(sorted(unknown))}; known: {', '.join(SECTIONS)}")
         return 2
     if asked.kernels and not asked.sections:
-        sections = ["compile", "ceilings", "checks", "times"]
+        sections = ["compile", "ceilings", "checks", "times", "readable"]
     return Run(settings, asked.minutes * 60 - KEPT_BACK, asked.output or _folder()).all(sections)
 
 
@@ -164,7 +164,7 @@ class Run:
         text = table(self.report)
         self.log.with_suffix(".txt").write_text(text + "\n", encoding="utf-8")
         print(text, flush=True)
-        return int(any("wrong" in r or r.get("fine") is False for r in self.report.records))
+        return int(any(map(_is_wrong, self.report.records)))
 
     def sections(self, worker: Worker, names: list[str], here: Record) -> None:
         """One after the other; what peers compile is compiled while ours is checked."""
@@ -241,3 +241,9 @@ class Run:
         """Write a record."""
         with self.lock:
             self.report.add(record)
+
+
+def _is_wrong(r: Record) -> bool:
+    """Whether a record tells of a wrong result of ours, or of steps that disagree, which may be either's."""
+    ours = r.get("library", "ours") == "ours" or r.get("section") == "steps"
+    return (ours and "wrong" in r) or r.get("fine") is False

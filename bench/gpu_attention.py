@@ -348,7 +348,8 @@ def _peers(
     )  # fmt: skip
     if s.kind in ("window", "padding", "bias"):
         yield gpu_peers.flex(xp, given, scale=scale, backward=backward, **_rule(s, bias, lengths))
-    if "triton" in ground.peers and s.kind in ("plain", "causal") and not backward:
+    short = s.kind in ("plain", "causal") and s.dtype != "float32"  # Triton's float32 is TF32
+    if "triton" in ground.peers and short and not backward:
         yield gpu_peers.triton_attention(xp, given, scale=scale, causal=s.causal)
 
 
@@ -364,4 +365,7 @@ def _rule(s: Shape, bias: Any, lengths: Any) -> dict[str, Any]:
         real = torch.as_tensor(lengths, device=gpu_peers.DEVICE)
         return {"seen": lambda b, h, t, key: key < real[b]}
     table, T = gpu_peers.tensor(bias), s.T
-    return {"score": lambda score, b, h, t, key: score + table[h, key - t + T - 1]}
+    return {
+        "score": lambda score, b, h, t, key: score + table[h, key - t + T - 1],
+        "learned": [table],
+    }

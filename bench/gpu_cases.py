@@ -192,6 +192,7 @@ class Ground:
         if "torch" in self.peers:
             import torch
 
+            torch.compiler.reset()  # else the ninth shape of one function is refused
             torch.cuda.empty_cache()
 
 

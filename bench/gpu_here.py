@@ -57,10 +57,13 @@ def clocks() -> str:
     """Clocks, heat and power as nvidia-smi tells them; it is only asked, never told."""
     if shutil.which("nvidia-smi") is None:
         return "nvidia-smi is not here"
-    said = subprocess.run(
-        ["nvidia-smi", f"--query-gpu=driver_version,{CLOCKS}", "--format=csv,noheader"],
-        capture_output=True, text=True, timeout=20, check=False,
-    )  # fmt: skip
+    try:
+        said = subprocess.run(
+            ["nvidia-smi", f"--query-gpu=driver_version,{CLOCKS}", "--format=csv,noheader"],
+            capture_output=True, text=True, timeout=20, check=False,
+        )  # fmt: skip
+    except (OSError, subprocess.TimeoutExpired) as problem:
+        return f"nvidia-smi: {problem}"
     values = said.stdout.strip().splitlines()[:1]
     names = ("driver", *CLOCKS.split(","))
     return ", ".join(
@@ -100,8 +103,10 @@ def _libraries() -> dict[str, str]:
 
 def _commit() -> str:
     command = ["git", "rev-parse", "--short", "HEAD"]
-    said = subprocess.run(command, capture_output=True, text=True, check=False)
-    return said.stdout.strip()
+    with contextlib.suppress(OSError):  # no git
+        said = subprocess.run(command, capture_output=True, text=True, check=False)
+        return said.stdout.strip()
+    return ""
 
 
 def compiled(state: State, file: str, arch: str) -> Iterator[Record]:

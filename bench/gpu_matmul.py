@@ -1,5 +1,6 @@
 """Products on a card: square ones, those of a GPT-2's layers with both gradients, its head, and fused linear layers."""
 
+import contextlib
 import math
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -7,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from tinyplm.errors import MissingExtraError
 from tinyplm.kernels import matmul
 from tinyplm.kernels.registry import Kernel
 
@@ -161,8 +163,13 @@ def ours(
     """Each variant for the card that takes these arguments, the readable ones too; the definition if there is none."""
     count, library = 0, ground.xp.__name__
     for variant in kernel.variants if library == "cupy" else ():
-        if variant.library == library and variant.when(*given) and variant.function is not None:
-            function, count = variant.function, count + 1
+        if variant.library != library or not variant.when(*given):
+            continue
+        function = None
+        with contextlib.suppress(MissingExtraError):  # the readable ones without Numba
+            function = variant.function
+        if function is not None:
+            count += 1
             first = kernel if count == 1 and not variant.by_name else function
             yield Way("ours", variant.name, partial(run, first), graph=ground.graph)
     if not count:

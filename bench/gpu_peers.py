@@ -89,9 +89,13 @@ def torch_graph(run: Run, calls: int) -> Callable[[], None]:
         for i in range(calls):
             run(i)
     torch.cuda.current_stream().wait_stream(side)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        made = [run(i) for i in range(calls)]
+    before, graph = torch.cuda.current_stream(), torch.cuda.CUDAGraph()
+    try:
+        with torch.cuda.graph(graph):
+            made = [run(i) for i in range(calls)]
+    except BaseException:
+        torch.cuda.set_stream(before)  # a capture that ends badly leaves its own
+        raise
     kept = (made, run)
     return lambda kept=kept: graph.replay()
 
@@ -167,14 +171,19 @@ def attention(
 
             yield torch_way(xp, backend, run)
             continue
-        yield torch_way(xp, backend, _gradients(attend, given), graph=False)
+        learned = [mask] if mask is not None and mask.is_floating_point() else []
+        yield torch_way(xp, backend, _gradients(attend, given, learned), graph=False)
 
 
-def _gradients(attend: Callable[..., Any], given: list[tuple[Any, ...]]) -> Run:
-    """Gradients of q, k and v, again and again, of results that are computed once."""
+def _gradients(
+    attend: Callable[..., Any], given: list[tuple[Any, ...]], learned: Sequence[Any] = ()
+) -> Run:
+    """Gradients of q, k, v and what is learned besides, again and again, of results that are computed once."""
     import torch
 
     kept: list[Any] = []
+    for t in learned:
+        t.requires_grad_()
 
     def run(i: int) -> Any:
         if not kept:
@@ -182,7 +191,7 @@ def _gradients(attend: Callable[..., Any], given: list[tuple[Any, ...]]) -> Run:
                 leaves = [t.detach().requires_grad_() for t in (q, k, v)]
                 kept.append((attend(*leaves), leaves, g))
         y, leaves, g = kept[i % len(kept)]
-        return torch.autograd.grad(y, leaves, g, retain_graph=True)
+        return torch.autograd.grad(y, [*leaves, *learned], g, retain_graph=True)
 
     return run
 
@@ -194,9 +203,13 @@ def flex(
     scale: float,
     seen: Callable[..., Any] | None = None,
     score: Callable[..., Any] | None = None,
+    learned: Sequence[Any] = (),
     backward: bool = False,
 ) -> Way:
-    """PyTorch's compiled attention with a rule of its own: seen(b, h, t, s), or score(score, b, h, t, s)."""
+    """PyTorch's compiled attention with a rule of its own: seen(b, h, t, s), or score(score, b, h, t, s).
+
+    Tensors in a rule that are learned have gradients too.
+    """
     import torch
     from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
@@ -211,7 +224,7 @@ def flex(
         return one(q, k, v, score_mod=score, block_mask=blocks, scale=scale)
 
     if backward:
-        return torch_way(xp, "flex", _gradients(attend, given), graph=False)
+        return torch_way(xp, "flex", _gradients(attend, given, learned), graph=False)
 
     def run(i: int) -> Any:
         with torch.no_grad():

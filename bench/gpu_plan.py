@@ -26,13 +26,15 @@ def tasks(section: str, settings: dict[str, Any]) -> list[Task]:
     if section == "ceilings":
         function = "bench.gpu_here:ceiling"
         return [Task("ceilings", name, function, (name,), 3, 40) for name in CEILINGS]
-    if section == "checks":
+    if section in ("checks", "readable"):
         from . import gpu_checks
 
         function = "bench.gpu_checks:check"
+        seconds, limit = (4, 60) if section == "checks" else (15, 180)  # Numba compiles each shape
         return [
-            Task("checks", f"check {name} {variant}", function, (name, variant), 4, 60)
+            Task("checks", f"check {name} {variant}", function, (name, variant), seconds, limit)
             for name, variant in gpu_checks.variants(settings)
+            if (variant == "cuda") == (section == "checks")
         ]
     return [
         Task(

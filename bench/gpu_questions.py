@@ -400,7 +400,7 @@ def adding_rate(state: State) -> Answer:
             wrong.append(name)
         found[f"{name}, {megabytes} MB"] = 16384 * blocks * rounds / _seconds(state, run)
     answer = ", ".join(f"{rate / 1e12:.2f}" for rate in found.values()) + " TB/s"
-    return {"answer": "wrong sums" if wrong else answer, "bytes_per_second": found, "wrong": wrong}
+    return {"answer": "wrong sums" if wrong else answer, "bytes_per_second": found, "off": wrong}
 
 
 def numba(state: State) -> Answer:

@@ -189,9 +189,9 @@ def _failures(records: Iterable[Record]) -> list[str]:
             )
             lines.append(f"  {r.get('name', '')}: {whose}{r['failed'][:200]}")
         elif "wrong" in r:
+            how = r.get("said") or f"{r['wrong']:.2g} of what is allowed"
             lines.append(
-                f"  {r['what']} {r['shapes']} {r['dtype']}: {r['library']} {r['variant']} is wrong: "
-                f"{r['wrong']:.2g} of what is allowed"
+                f"  {r['what']} {r['shapes']} {r['dtype']}: {r['library']} {r['variant']} is wrong: {how}"
             )
     lines = ["", "failed", *dict.fromkeys(lines)] if lines else []
     if peers:

@@ -107,8 +107,11 @@ def _their_gpts(size: Size, parts: int) -> dict[str, Callable[[], Run]]:
 
         return theirs(TorchGpt(size.config, size.weights()), _gpt_loss, _shifted(size), parts, mode)
 
-    small = size.tokens < 30_000
-    modes = {"compiled, graphs": "reduce-overhead"} if small else {"compiled": "default"}
+    modes: dict[str, str] = {"compiled": "default"}
+    if (
+        parts == 1
+    ):  # gradients that add up would lie in a graph's memory, which its next replay overwrites
+        modes["compiled, graphs"] = "reduce-overhead"
     return {name: partial(make, mode) for name, mode in modes.items()} | {
         "eager": partial(make, None)
     }
@@ -354,14 +357,23 @@ def timed(state: State, name: str) -> Iterator[Record]:
             if not abs(loss - first) <= AGREE * abs(first):
                 yield about | {"wrong": loss, "said": f"first loss {loss:.4f}, ours {first:.4f}"}
                 continue
-            yield about | {"loss": loss, "memory": _memory(ground)} | _turns(ground, run, stepped)
+            yield (
+                about
+                | {"loss": loss, "memory": _memory(ground, library)}
+                | _turns(ground, run, stepped)
+            )
             again = again or (about, run)
         except Exception as problem:
             yield about | {"failed": said(problem)}
             ground.card.synchronize()
+        finally:
+            run = None  # of ours the first is still held
+            ground.free()
     if again is not None and len(entries) > 1:
         about, run = again
         yield about | {"again": _turns(ground, run, stepped)["median"]}
+    again = run = None
+    ground.free()
 
 
 def _turns(ground: Ground, run: Run, stepped: Stepped) -> Record:
@@ -389,9 +401,13 @@ def _turns(ground: Ground, run: Run, stepped: Stepped) -> Record:
     }
 
 
-def _memory(ground: Ground) -> Record:
-    free, total = ground.xp.cuda.runtime.memGetInfo()
-    return {"used": total - free, "pool": ground.xp.get_default_memory_pool().total_bytes()}
+def _memory(ground: Ground, library: str) -> int:
+    """Bytes that a library has taken from the card."""
+    if library == "torch":
+        import torch
+
+        return int(torch.cuda.memory_reserved())
+    return int(ground.xp.get_default_memory_pool().total_bytes())
 
 
 def warmed(state: State, name: str) -> Iterator[Record]:

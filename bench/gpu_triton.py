@@ -22,8 +22,10 @@ def _product(
     height = min(down - first, GROUP)
     row = first + block % (GROUP * across) % height
     column = block % (GROUP * across) // height
-    i = (row * ROWS + tl.arange(0, ROWS)) % M
-    j = (column * COLUMNS + tl.arange(0, COLUMNS)) % N
+    i = ((row * ROWS + tl.arange(0, ROWS)) % M).to(
+        tl.int64
+    )  # a result may have more than 2^31 values
+    j = ((column * COLUMNS + tl.arange(0, COLUMNS)) % N).to(tl.int64)
     k = tl.arange(0, TERMS)
     left = a + i[:, None] * a_row + k[None, :] * a_term
     right = b + k[:, None] * b_term + j[None, :] * b_column
@@ -35,8 +37,8 @@ def _product(
         total = tl.dot(x, y, total)
         left += TERMS * a_term
         right += TERMS * b_term
-    i = row * ROWS + tl.arange(0, ROWS)
-    j = column * COLUMNS + tl.arange(0, COLUMNS)
+    i = (row * ROWS + tl.arange(0, ROWS)).to(tl.int64)
+    j = (column * COLUMNS + tl.arange(0, COLUMNS)).to(tl.int64)
     inside = (i[:, None] < M) & (j[None, :] < N)
     tl.store(out + i[:, None] * N + j[None, :], total.to(out.dtype.element_ty), mask=inside)
 

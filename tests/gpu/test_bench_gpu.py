@@ -341,6 +341,21 @@ def test_the_table_says_what_is_wrong_failed_missing_and_left_out(report):
     assert "WRONG" in line
 
 
+def test_the_command_ends_with_1_for_what_is_ours(report):
+    for found, wrong in (
+        ({"section": "checks", "fine": False}, True),
+        (record("norm", "ours", 0, wrong=2.0), True),
+        (record("norm", "torch", 0, wrong=2.0), False),
+        (record("step", "torch", 0, wrong=9.0, said="first loss 9") | {"section": "steps"}, True),
+        ({"section": "questions", "question": "q", "answer": "wrong sums", "off": ["by 4"]}, False),
+    ):
+        report.add({"name": "n"} | found)
+        assert gpu._is_wrong(report.records[-1]) is wrong
+    text = gpu_report.table(report)
+    assert "wrong sums" in text
+    assert "torch v is wrong: first loss 9" in text
+
+
 # ---- the plan
 
 

@@ -24,7 +24,8 @@ from .measure import Contestant, Options, Record, WrongResultError, measure, not
 
 Arguments = tuple[Any, ...]
 ELSEWHERE = {
-    *("product", "linear_forward", "linear_cross_entropy", "few_rows"),
+    *("product", "linear_forward", "linear_gelu_forward", "linear_residual_forward"),
+    *("product_gelu_pullback", "linear_cross_entropy", "few_rows"),
     *("attention_forward", "attention_pullback", "attend_few", "quantize_rows"),
 }
 """What matrix products or the reading of weights bounds has its floor in other benchmarks."""
@@ -42,7 +43,8 @@ PLAIN: dict[str, Any] = {
         "first": 0,
     },
     **{"shrink": 1.0, "decay": 1 - RATE * DECAY, "beta_1": BETA_1, "beta_2": BETA_2, "eps": 1e-5},
-    **{"step_size": RATE / (1 - BETA_1**STEPS), "root_correction": (1 - BETA_2**STEPS) ** 0.5},
+    **{"step_size": RATE / (1 - BETA_1**STEPS), "root": (1 - BETA_2**STEPS) ** -0.5},
+    **{"rest_1": 1 - BETA_1, "rest_2": 1 - BETA_2},
 }
 """Arguments that are no arrays."""
 

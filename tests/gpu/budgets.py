@@ -276,6 +276,13 @@ def budget(file: str, kernel: str) -> Budget:
     return found
 
 
+def kept_aside(kernel: Kernel) -> list[str]:
+    """What a kernel keeps in a thread's own memory, in words."""
+    if kernel.stack or kernel.spills:
+        return [f"{kernel.stack} bytes of stack, {kernel.spills} spilled"]
+    return []
+
+
 def faults(kernel: Kernel, file: str, arch: str) -> list[str]:
     """What a kernel takes beyond its row, in words."""
     row, found = budget(file, kernel.name), []
@@ -285,8 +292,7 @@ def faults(kernel: Kernel, file: str, arch: str) -> list[str]:
         found.append(
             f"{kernel.registers} registers: warps that ask for more wait for ever if there are not {row.registers} each"
         )
-    if kernel.stack or kernel.spills:
-        found.append(f"{kernel.stack} bytes of stack, {kernel.spills} spilled")
+    found += kept_aside(kernel)
     if kernel.most_threads is None:
         found.append("has no __launch_bounds__")
     elif kernel.most_threads < row.threads:

@@ -59,7 +59,7 @@ def main(arguments: list[str] | None = None) -> int:
         note(f"gpu: no section {', '.join(sorted(unknown))}; known: {', '.join(SECTIONS)}")
         return 2
     if asked.kernels and not asked.sections:
-        sections = ["compile", "ceilings", "checks", "times", "readable"]
+        sections = [name for name in SECTIONS if name != "questions"]
     return Run(settings, asked.minutes * 60 - KEPT_BACK, asked.output or _folder()).all(sections)
 
 

@@ -108,9 +108,7 @@ def _their_gpts(size: Size, parts: int) -> dict[str, Callable[[], Run]]:
         return theirs(TorchGpt(size.config, size.weights()), _gpt_loss, _shifted(size), parts, mode)
 
     modes: dict[str, str] = {"compiled": "default"}
-    if (
-        parts == 1
-    ):  # gradients that add up would lie in a graph's memory, which its next replay overwrites
+    if parts == 1:  # gradients that add up lie in a graph's memory, which a replay overwrites
         modes["compiled, graphs"] = "reduce-overhead"
     return {name: partial(make, mode) for name, mode in modes.items()} | {
         "eager": partial(make, None)

@@ -22,9 +22,8 @@ def _product(
     height = min(down - first, GROUP)
     row = first + block % (GROUP * across) % height
     column = block % (GROUP * across) // height
-    i = ((row * ROWS + tl.arange(0, ROWS)) % M).to(
-        tl.int64
-    )  # a result may have more than 2^31 values
+    # Places are counted in 64 bits: a result may have more than 2^31 values.
+    i = ((row * ROWS + tl.arange(0, ROWS)) % M).to(tl.int64)
     j = ((column * COLUMNS + tl.arange(0, COLUMNS)) % N).to(tl.int64)
     k = tl.arange(0, TERMS)
     left = a + i[:, None] * a_row + k[None, :] * a_term

@@ -30,10 +30,17 @@ _ATTENTION = [
     attention_plan.Kind("float16", 64, 4),
     *(attention_plan.Kind("float", *of) for of in ((64, 6), (128, 0))),
 ]
-_FORWARD = [attention_plan.forward(kind, T) for kind in _ATTENTION for T in (64, 65)]
-_KEYS, _QUERIES = (
-    [of(kind) for kind in _ATTENTION] for of in (attention_plan.keys, attention_plan.queries)
-)
+
+
+def launches(kind: attention_plan.Kind) -> list[attention_plan.Launch]:
+    """What attention launches for a kind: forward, for up to 64 queries and for more; of keys; of queries."""
+    forward = [attention_plan.forward(kind, queries) for queries in (64, 65)]
+    return [*forward, attention_plan.keys(kind), attention_plan.queries(kind)]
+
+
+_EACH = [launches(kind) for kind in _ATTENTION]
+_FORWARD = [launch for each in _EACH for launch in each[:2]]
+_KEYS, _QUERIES = [each[2] for each in _EACH], [each[3] for each in _EACH]
 
 
 def _made(launches: list[attention_plan.Launch]) -> tuple[str, ...]:
@@ -78,8 +85,8 @@ INSTANCES: dict[str, tuple[str, ...]] = {
 }
 """Of a file of templates, what its kernels are made for, all that are launched: {"matmul": ("float16 64",)}."""
 
-SHARED = {"sm_90a": 227 * 1024, "sm_80": 163 * 1024}
-"""Bytes of shared memory that a block can have."""
+CARDS = {"sm_90a": cuda.Card(90, 132, 227 * 1024), "sm_80": cuda.Card(80, 108, 163 * 1024)}
+"""An H100 or H200, and an A100."""
 
 PER_PROCESSOR = {"sm_90a": 228 * 1024, "sm_80": 164 * 1024}
 """Bytes of shared memory of a multiprocessor, of which each block takes 1,024 for the system."""
@@ -101,6 +108,7 @@ class Budget(NamedTuple):
         unwanted: instructions that are not there.
         excused: of the rules for all kernels (names in `RULES`), those that do not hold here.
         unbranched: the most instructions LDG.128 in one stretch without a label or a jump, at least so many.
+        least: registers of a thread, where warps later take those of others and wait for ever if there are fewer.
     """
 
     registers: int
@@ -112,6 +120,7 @@ class Budget(NamedTuple):
     unwanted: str = ""
     excused: str = ""
     unbranched: int = 0
+    least: int = 0
 
 
 RULES = {
@@ -162,7 +171,7 @@ def _hopper_products() -> dict[str, Budget]:
     wanted = "UTMALDG.3D USETMAXREG WARPGROUP.ARRIVE WARPGROUP.DEPBAR STG.128"
     return {
         rf"product_\w+_{tile.rows}x{tile.columns}_{tile.groups}_{tile.blocks}_\w+": Budget(
-            registers, matmul_hopper.THREADS, dynamic=tile.shared,
+            registers, matmul_hopper.THREADS, least=registers, dynamic=tile.shared,
             wanted=f"{wanted} HGMMA.64x{tile.columns}x16.F32{' UCGABAR_ARV' * (tile.cluster - 1)}",
         )
         for tile in matmul_hopper.TILES
@@ -288,10 +297,8 @@ def faults(kernel: Kernel, file: str, arch: str) -> list[str]:
     row, found = budget(file, kernel.name), []
     if kernel.registers > row.registers:
         found.append(f"{kernel.registers} registers, {row.registers} allowed")
-    if file.startswith("matmul_hopper") and kernel.registers < row.registers:
-        found.append(
-            f"{kernel.registers} registers: warps that ask for more wait for ever if there are not {row.registers} each"
-        )
+    if kernel.registers < row.least:
+        found.append(f"{kernel.registers} registers, {row.least} wanted")
     found += kept_aside(kernel)
     if kernel.most_threads is None:
         found.append("has no __launch_bounds__")
@@ -300,8 +307,8 @@ def faults(kernel: Kernel, file: str, arch: str) -> list[str]:
     if kernel.shared > row.shared:
         found.append(f"{kernel.shared} bytes of static shared memory, {row.shared} allowed")
     shared = kernel.shared + row.dynamic
-    if shared > SHARED[arch]:
-        found.append(f"{shared} bytes of shared memory, a block can have {SHARED[arch]}")
+    if shared > CARDS[arch].shared:
+        found.append(f"{shared} bytes of shared memory, a block can have {CARDS[arch].shared}")
     warps = -(-row.threads // 32)
     fit = min(
         REGISTERS // (warps * -(-32 * kernel.registers // 256) * 256),

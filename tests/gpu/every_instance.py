@@ -12,15 +12,11 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import machine_code as codes
-from budgets import kept_aside
+from budgets import CARDS, kept_aside, launches
 
 from tinyplm.kernels import attention_plan, compilers, cuda, matmul_plan
 from tinyplm.kernels import matmul as _  # noqa: F401 - offers plans
 
-CARDS = {
-    "sm_90a": cuda.Card(90, 132, 227 * 1024),
-    "sm_80": cuda.Card(80, 108, 163 * 1024),
-}
 SIZES = [
     (8192, 8192, 8192),
     (300, 200, 100),
@@ -40,11 +36,8 @@ def of_attention():
                     extras & attention_plan.BY_DIFFERENCE,
                 )
                 if not dense or (not differs and size <= 128):
-                    kind = attention_plan.Kind(type_, size, extras)
-                    for queries in (64, 65):
-                        yield attention_plan.forward(kind, queries).file
-                    yield attention_plan.keys(kind).file
-                    yield attention_plan.queries(kind).file
+                    for launch in launches(attention_plan.Kind(type_, size, extras)):
+                        yield launch.file
 
 
 def of_products(card):

@@ -6,14 +6,10 @@ import math
 import numpy as np
 import pytest
 import twins_attention as twins
+from budgets import launches
 
 from tinyplm.kernels import attention_plan as plan
 from tinyplm.kernels.attention import Rules, attention_forward, attention_pullback, by_difference
-
-
-def _is_known(kind):
-    return kind.size <= 128 or (kind.itemsize == 2 and not kind.extras & plan.DENSE)
-
 
 KINDS = [
     *(plan.Kind("bfloat16", size, extras) for size in plan.SIZES for extras in range(32)),
@@ -24,11 +20,7 @@ KINDS = [
         for extras in range(32)
     ),
 ]
-LAUNCHES = [
-    (kind, launch)
-    for kind in KINDS
-    for launch in (*(plan.forward(kind, T) for T in (64, 65)), plan.keys(kind), plan.queries(kind))
-]
+LAUNCHES = [(kind, launch) for kind in KINDS for launch in launches(kind)]
 REACHES = [
     Rules(causal, None, 1.0, window=window)
     for causal in (False, True)

@@ -3,13 +3,14 @@
 import ml_dtypes  # noqa: F401 - bfloat16 by its name
 import numpy as np
 import pytest
+from budgets import CARDS
 from matmul_cases import CASES, Case, drawn
 
 from tinyplm.kernels import cuda, matmul_cuda, matmul_hopper, matmul_plan
 from tinyplm.kernels.gelu import gelu_forward, gelu_pullback
 from tinyplm.kernels.matmul_plan import Problem
 
-H200 = cuda.Card(90, 132, 227 * 1024)
+H200 = CARDS["sm_90a"]
 PROBLEM = Problem(1, 12_288, 768, 768, "bfloat16", "bfloat16", False, False, True, True)
 
 

@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 from matmul_cases import CASES, LETTERS, Case, drawn
 
-from tinyplm.errors import DeviceError, MissingExtraError
 from tinyplm.kernels import cuda, matmul_cuda, matmul_hopper, matmul_plan
 
 with warnings.catch_warnings():
@@ -21,14 +20,9 @@ LARGE = [Case(tile, letters, (1000, 1160, 4096)) for tile in TILES for letters i
 
 
 @pytest.fixture(autouse=True, scope="module")
-def device():
-    try:
-        if not cupy.cuda.is_available():
-            pytest.skip("no device")
-        if cuda.architecture() != "sm_90a":
-            pytest.skip("not a Hopper card")
-    except (DeviceError, MissingExtraError) as error:
-        pytest.skip(str(error))
+def hopper(real_card):
+    if cuda.architecture() != "sm_90a":
+        pytest.skip("not a Hopper card")
 
 
 def computed(case, a, b, out=None, **more):

@@ -4,13 +4,14 @@ from collections import Counter
 
 import numpy as np
 import pytest
+from budgets import CARDS
 
 from tinyplm.kernels import cuda, matmul_cuda, matmul_plan, matmul_tiles
 from tinyplm.kernels.matmul_cuda import Layout, layout
 from tinyplm.kernels.matmul_plan import GROUP, Problem, place
 from tinyplm.kernels.matmul_tiles import FEW_THREADS, PLAIN_TILES, TILES
 
-A100, H100 = cuda.Card(80, 108, 163 * 1024), cuda.Card(90, 132, 227 * 1024)
+A100, H100 = CARDS["sm_80"], CARDS["sm_90a"]
 GAMING = cuda.Card(86, 82, 99 * 1024)
 PROBLEM = Problem(1, 12_288, 768, 768, "bfloat16", "bfloat16", False, False, True, True)
 

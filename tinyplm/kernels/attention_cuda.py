@@ -94,7 +94,7 @@ def _forward() -> Any:
         if _is_decoded(q, rules):
             return decode(q, k, v, bias, rules, y)
         log_sum = cuda.empty(q, (B * H * T,), np.float32)
-        mask, kind = packed_mask(rules.mask, k.shape[2]), plan.kind_of(q, bias, rules, k, v, y)
+        mask, kind = packed_mask(rules.mask, k.shape[2]), plan.kind_of(q, bias, rules, q, k, v, y)
         problem = plan.problem(q, k, rules, bias, v=v, y=y)
         problem["mask"] = mask.place
         seed = cuda.seed_arguments(rules.seed)
@@ -113,7 +113,7 @@ def _is_decoded(q: Array, rules: Rules) -> bool:
 def decode(q: Array, k: Array, v: Array, bias: Array | None, rules: Rules, y: Array) -> Kept:
     """The result of a few queries, into y: pieces of the keys side by side, without dropout."""
     (B, H, T, K), S = q.shape, k.shape[2]
-    kind = plan.kind_of(q, bias, rules, k, v)
+    kind = plan.kind_of(q, bias, rules, q, k, v)
     way = plan.decoding(kind, K, B * H, T, S, rules.reach(T, S)[0])
     sums = cuda.empty(q, (B * H, way.pieces, T, 2), np.float32)
     means = cuda.empty(q, (B * H, way.pieces, T, K), np.float32)
@@ -159,7 +159,7 @@ def _pullback() -> Any:
         into: tuple[Array, Array, Array],
     ) -> Array | None:
         (B, H, T, _K), S, (gq, gk, gv) = q.shape, k.shape[2], into
-        mask, kind = packed_mask(rules.mask, S), plan.kind_of(q, bias, rules, k, v, g, *into)
+        mask, kind = packed_mask(rules.mask, S), plan.kind_of(q, bias, rules, q, k, v, g, *into)
         numbers = _numbers(g, found, 1.0 if kind.extras & plan.DENSE else 1 / math.log(2))
         problem = plan.problem(q, k, rules, bias, v=v, g=g, gq=gq, gk=gk, gv=gv)
         problem["mask"], problem["pitch"] = mask.place, numbers.shape[2]

@@ -252,8 +252,8 @@ def is_odd(*arrays: Array) -> bool:
 
 
 def kind_of(q: Array, bias: Array | None, rules: Rules, *arrays: Array) -> Kind:
-    """What a kernel for q and other arrays of its type is made for; without others, as if their rows were not odd."""
-    extras = ODD if arrays and is_odd(q, *arrays) else 0
+    """What a kernel for queries as q is made for, whose rows may be odd if those of some array are."""
+    extras = ODD if is_odd(*arrays) else 0
     if bias is not None:
         extras |= DENSE if bias.ndim == 4 else BY_DIFFERENCE
     if rules.rate:

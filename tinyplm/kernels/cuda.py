@@ -263,9 +263,8 @@ def passed(value: Any) -> Any:
     if isinstance(value, int | np.signedinteger):
         return np.int64(value)
     if isinstance(value, np.ndarray) and value.dtype.names is not None:
-        return value.view(
-            f"V{value.itemsize}"
-        )  # CuPy would describe its fields, at length, at each launch
+        # CuPy would describe its fields, at length, at each launch.
+        return value.view(f"V{value.itemsize}")
     return np.float32(value) if isinstance(value, float) else value
 
 

@@ -58,9 +58,8 @@ class AdamW(Optimizer):
     ) -> None:
         self.rule = _Rule(beta_1=beta_1, beta_2=beta_2, eps=eps, weight_decay=weight_decay)
         super().__init__(parameters)
-        self._updates: dict[
-            tuple[str, ...], Updates | UpdatesOnDevice
-        ] = {}  # kept, as a graph may use them
+        # Kept, as a graph may use them.
+        self._updates: dict[tuple[str, ...], Updates | UpdatesOnDevice] = {}
 
     def memory(self, p: Tensor) -> dict[str, tuple[int, ...]]:
         """Both moments."""
